@@ -1,0 +1,259 @@
+"""device.toml → frozen structs. Defaults live here and nowhere else.
+
+Order: flag > environment > file > default. `AMISS_MQTT__PASSWORD=…` sets `mqtt.password`; `AMISS_MQTT__PASSWORD_FILE=…`
+reads it from a file; inside the file `${VAR}` and `${VAR:?message}` are replaced by the environment's value.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from edge.errors import ConfigError, NoInputError
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lower case letters, digits and dashes")]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One sensor on one serial port."""
+
+    port: Annotated[str, Meta(min_length=1)]
+    """Device file, best a stable name: /dev/serial/by-id/…"""
+    baud: Annotated[int, Meta(gt=0)] = 115200
+    format: Literal["frames", "csv", "json"] = "frames"
+    """`frames`: COBS + CRC-32 binary frames; `csv`: one line of numbers a sample; `json`: one object a sample."""
+    columns: tuple[str, ...] | None = None
+    """Names of the values in the order they come on the wire (csv, frames), or keys (json). `None`: the model's channels in
+    its order. Names that the model does not know are read and dropped; `time` is the sensor's own clock in seconds."""
+    clock: Literal["arrival", "sensor"] = "arrival"
+    """Whose clock stamps the samples: this host's on arrival, or the sensor's own (frames, or a `time` column)."""
+    jitter_s: Annotated[float, Meta(ge=0)] = 0.25
+    """With `clock = "arrival"`: how late the host may notice a sample before a hole is inferred."""
+    silence_s: Positive = 10.0
+    """Without a sample for this long the stream counts as offline and the port is opened again."""
+
+
+class AlarmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a strange score becomes an alert. Durations are in windows because windows are what is judged."""
+
+    p_value: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    """Windows at or below it count as strange. `None`: 0.001, or the rarest that the model's calibration can tell."""
+    pending_windows: Annotated[int, Meta(ge=1)] | None = None
+    """Strange windows in a row before an alert. `None`: as many as it takes until two of them share no sample."""
+    clear_windows: Annotated[int, Meta(ge=1)] | None = None
+    """Ordinary windows in a row before it is over. `None`: like `pending_windows`."""
+    clear_ratio: Annotated[float, Meta(ge=1)] = 3.0
+    """Hysteresis: a window is ordinary again when its p-value exceeds `p_value × clear_ratio`."""
+    cool_down_s: Annotated[float, Meta(ge=0)] = 30.0
+    """No new alert this soon after the last was over; an anomaly that persists is raised when the time has passed."""
+    update_every_s: Positive = 60.0
+    """An alert that lasts is repeated this often."""
+
+
+class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    ca: str | None = None
+    """File with the authorities to trust. `None`: those of the system."""
+    cert: str | None = None
+    key: str | None = None
+    """Client certificate and key, when the broker asks for them."""
+
+
+class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    host: str = "localhost"
+    port: Annotated[int, Meta(gt=0, lt=65536)] | None = None
+    """`None`: 8883 with TLS, 1883 without."""
+    version: Literal["5", "3.1.1"] = "5"
+    username: str | None = None
+    password: str | None = None
+    """Better in AMISS_MQTT__PASSWORD_FILE than here."""
+    tls: TlsConfig | None = None
+    """Present (also when empty): the connection is encrypted and the broker's certificate is checked."""
+    keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+    state_every_s: Positive = 1.0
+    """`<stream>/state` is published at most this often."""
+    health_every_s: Positive = 60.0
+
+
+class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of device.toml."""
+
+    node: Name
+    """Name of this device; part of every topic."""
+    bundle: str
+    """The model: a .amiss file. A relative path is looked up beside the configuration file."""
+    streams: Annotated[dict[Name, StreamConfig], Meta(min_length=1)]
+    mqtt: MqttConfig = MqttConfig()
+    alarm: AlarmConfig = AlarmConfig()
+    state_dir: str | None = None
+    """Where the outbox lives. `None`: $STATE_DIRECTORY, else $XDG_STATE_HOME/amiss, else ~/.local/state/amiss."""
+    outbox_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
+    """Undelivered records are kept up to this size; then the oldest go first."""
+
+    def state_path(self, environ: Mapping[str, str] = os.environ) -> Path:
+        if self.state_dir:
+            return Path(self.state_dir)
+        if systemd := environ.get("STATE_DIRECTORY"):
+            return Path(systemd.split(":")[0])
+        return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "amiss"
+
+
+def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> DeviceConfig:
+    """Read device.toml.
+
+    Raises `NoInputError` when there is no such file and `ConfigError`, naming file, key and cure, when it is wrong.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise NoInputError(f"{path}: no such configuration file; `amiss config show --example` prints one to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    data = _substitute(data, environ, str(path))
+    _merge(data, _from_environment(environ, path))
+    _merge(data, overrides or {})
+    config = parse(data, str(path))
+    if not Path(config.bundle).is_absolute():
+        config = msgspec.structs.replace(config, bundle=str(path.parent / config.bundle))
+    return config
+
+
+def parse(data: Any, where: str = "configuration") -> DeviceConfig:
+    """Validated configuration from plain dicts; raises `ConfigError`."""
+    _refuse_unknown_keys(data, DeviceConfig, where, "")
+    try:
+        return msgspec.convert(data, DeviceConfig)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        key = at.rstrip("`").lstrip(".").replace("[...]", "")
+        raise ConfigError(f"{where}: {key + ': ' if key else ''}{message[0].lower()}{message[1:]}") from None
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema 2020-12 of device.toml."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(DeviceConfig)}
+
+
+def redacted(config: DeviceConfig) -> dict[str, Any]:
+    """The effective configuration as plain data, without secrets."""
+    data: dict[str, Any] = msgspec.to_builtins(config)
+    if data["mqtt"]["password"] is not None:
+        data["mqtt"]["password"] = "***"
+    return data
+
+
+EXAMPLE = """\
+node = "pump-7"
+bundle = "pump.amiss"
+
+[streams.pump]
+port = "/dev/ttyUSB0"
+
+[mqtt]
+host = "localhost"
+"""
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _from_environment(environ: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """AMISS_A__B=value → {"a": {"b": value}}. Only keys of the configuration; other AMISS_ variables are not ours."""
+    found: dict[str, Any] = {}
+    known = set(DeviceConfig.__struct_fields__)
+    for name, value in sorted(environ.items()):
+        if not name.startswith("AMISS_"):
+            continue
+        keys = name.removeprefix("AMISS_").lower().split("__")
+        if keys[-1].endswith("_file"):
+            try:
+                value = Path(value).read_text("utf-8").strip()
+            except OSError as error:
+                raise ConfigError(f"{name}={value}: cannot be read: {error.strerror}") from None
+            keys[-1] = keys[-1].removesuffix("_file")
+        if keys[0] not in known or (len(keys) == 1 and keys[0] in ("mqtt", "alarm", "streams")):
+            continue
+        at = found
+        for key in keys[:-1]:
+            at = at.setdefault(key, {})
+        at[keys[-1]] = _typed(keys, value)
+    return found
+
+
+def _typed(keys: list[str], value: str) -> Any:
+    """The environment holds text; a number is meant where the configuration wants one."""
+    at: Any = DeviceConfig
+    for key in keys:
+        if get_origin(at) is dict:
+            at = _unwrap(get_args(at)[1])
+        elif hasattr(at, "__struct_fields__"):
+            at = _unwrap(get_type_hints(at).get(key, str))
+    for kind in (int, float):
+        if at is kind:
+            try:
+                return kind(value)
+            except ValueError:
+                return value
+    return value
+
+
+def _unwrap(hint: Any) -> Any:
+    """The one type that matters in `Annotated[T, …] | None`."""
+    if get_origin(hint) is Annotated:
+        return _unwrap(get_args(hint)[0])
+    if type(None) in (args := get_args(hint)):
+        return _unwrap(next(arg for arg in args if arg is not type(None)))
+    return hint
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::\?([^}]*))?\}")
+
+
+def _substitute(value: Any, environ: Mapping[str, str], where: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(item, environ, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, environ, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, message = match.groups()
+        if name not in environ:
+            raise ConfigError(f"{where}: ${{{name}}} is not set{': ' + message if message else ''}")
+        return environ[name]
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> None:
+    """msgspec refuses unknown keys too, but cannot say which known one was meant."""
+    if not isinstance(data, dict):
+        return
+    hints = get_type_hints(struct, include_extras=True)
+    for key, value in data.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(hints))}"
+            raise ConfigError(f"{where}: unknown key `{prefix}{key}`; {hint}")
+        inner = _unwrap(hints[key])
+        if hasattr(inner, "__struct_fields__"):
+            _refuse_unknown_keys(value, inner, where, f"{prefix}{key}.")
+        elif get_origin(inner) is dict and isinstance(value, dict):
+            for name, item in value.items():
+                _refuse_unknown_keys(item, _unwrap(get_args(inner)[1]), where, f"{prefix}{key}.{name}.")

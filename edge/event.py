@@ -1,0 +1,41 @@
+"""What leaves the device because somebody or something should know. Times are on the stream's own clock."""
+
+from typing import Literal
+
+import msgspec
+
+EventType = Literal["anomaly_started", "anomaly_updated", "anomaly_ended", "sensor_fault", "drift", "gap"]
+
+
+class Share(msgspec.Struct, frozen=True):
+    """How much one channel contributes."""
+
+    channel: str
+    share: float
+    """0 … 1; the shares of all channels add up to 1."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing worth telling, as the pipeline says it: no wall clock, no topic, no identity of the device."""
+
+    type: EventType
+    episode: int
+    """Counts from 1 within one pipeline; started, updated and ended of one episode share it. A gap is its own episode."""
+    time_ns: int
+    """Last sample of the window that led to it."""
+    since_ns: int
+    """When it began: for an anomaly the first sample that was new in the first strange window."""
+    until_ns: int | None = None
+    """When it was over, once that is known."""
+    score: float | None = None
+    """Raw, higher is stranger. For `updated` and `ended` the highest of the episode, like `p_value` its rarest."""
+    p_value: float | None = None
+    """Share of windows of the good machine that are at least this strange."""
+    threshold: float | None = None
+    """The p-value at or below which a window counts as strange."""
+    channels: tuple[Share, ...] = ()
+    """Most responsible first."""
+    model: str = ""
+    """Digest of the bundle that judged, as `sha256sum` prints it for the file."""
+    reason: str = ""
+    """For a gap: see `edge.signal.Gap`."""

@@ -1,0 +1,199 @@
+"""Recordings on disk: CSV (optionally .gz) with a time column, one column per channel and an optional label column."""
+
+import csv
+import gzip
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edge.errors import CannotCreateError, DataError, NoInputError
+from edge.signal import Float32, Int64, Samples
+
+TIME_NAMES = ("time", "timestamp", "datetime")
+LABEL_NAMES = ("label", "anomaly", "changepoint", "window_label")
+"""Never channels. The first that is present is the label; labels are for judging, no training ever sees them."""
+SUFFIXES = (".csv", ".csv.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    name: str
+    channels: tuple[str, ...]
+    time_ns: Int64
+    """(n,) nanoseconds since the epoch (or since an arbitrary zero, when the file counts from 0), strictly increasing."""
+    x: Float32
+    """(C, n); NaN is missing."""
+    label: npt.NDArray[np.int8] | None = None
+    """(n,) 1 where something is amiss."""
+
+    @property
+    def rate_hz(self) -> float:
+        """Samples per second, from the median distance of two samples."""
+        return 1e9 / float(np.median(np.diff(self.time_ns)))
+
+    def samples(self, chunk: int = 4096) -> Iterator[Samples]:
+        """The recording as a stream."""
+        for at in range(0, len(self.time_ns), chunk):
+            yield Samples(self.time_ns[at : at + chunk], self.x[:, at : at + chunk])
+
+    def part(self, start: int, stop: int | None = None) -> "Recording":
+        """Rows `start:stop`."""
+        label = None if self.label is None else self.label[start:stop]
+        return Recording(self.name, self.channels, self.time_ns[start:stop], self.x[:, start:stop], label)
+
+
+def find_recordings(paths: Iterable[Path]) -> list[Path]:
+    """Files as they are, directories as all recordings below them in order of name.
+
+    Raises `NoInputError` when a path does not exist or nothing is found.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES))
+            if not inside:
+                raise NoInputError(f"{path}: no recordings in it; expected files that end in {' or '.join(SUFFIXES)}")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise NoInputError(f"{path}: no such file or directory")
+    return found
+
+
+def read_recording(path: Path) -> Recording:
+    """Read one recording.
+
+    The separator (`,`, `;` or tab) is found from the header. Raises `NoInputError` when the file is not there, `DataError`,
+    naming line and column, when it is not a recording.
+    """
+    lines = _read_text(path).splitlines()
+    if not lines:
+        raise DataError(f"{path}: the file is empty")
+    separator = max(",;\t", key=lines[0].count)
+    header = [name.strip() for name in next(csv.reader([lines[0]], delimiter=separator))]
+    lowered = [name.lower() for name in header]
+    time_at = next((lowered.index(name) for name in TIME_NAMES if name in lowered), None)
+    if time_at is None:
+        raise DataError(f"{path}: no time column; the header needs one of {', '.join(TIME_NAMES)}, it has: {', '.join(header)}")
+    if len(set(lowered)) != len(lowered):
+        raise DataError(f"{path}: a column name appears twice: {', '.join(header)}")
+    label_at = next((lowered.index(name) for name in LABEL_NAMES if name in lowered), None)
+    value_at = [i for i, name in enumerate(lowered) if i != time_at and name not in LABEL_NAMES]
+    if not value_at:
+        raise DataError(f"{path}: no channel beside the time column")
+
+    rows = [row for row in csv.reader(lines[1:], delimiter=separator) if row]
+    if not rows:
+        raise DataError(f"{path}: a header but no rows")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise DataError(f"{path}:{number}: {len(row)} values, the header names {len(header)}")
+    columns = list(zip(*rows, strict=True))
+    x = np.stack([_numbers(columns[i], path, header[i]) for i in value_at]).astype(np.float32)
+    time_ns = _times(columns[time_at], path, header[time_at])
+    backwards = np.flatnonzero(np.diff(time_ns) <= 0)
+    if len(backwards):
+        number = int(backwards[0]) + 3
+        raise DataError(f"{path}:{number}: time does not increase ({rows[number - 2][time_at]} after {rows[number - 3][time_at]})")
+    label = None
+    if label_at is not None:
+        label = (_numbers(columns[label_at], path, header[label_at]) > 0).astype(np.int8)
+    return Recording(path.name, tuple(header[i] for i in value_at), time_ns, x, label)
+
+
+def read_recordings(paths: Iterable[Path]) -> list[Recording]:
+    """Several recordings of the same channels; raises `DataError` when they differ."""
+    recordings = [read_recording(path) for path in find_recordings(paths)]
+    first = recordings[0]
+    for other in recordings[1:]:
+        if other.channels != first.channels:
+            raise DataError(
+                f"{other.name} has channels {', '.join(other.channels)}, {first.name} has {', '.join(first.channels)}; "
+                "recordings that belong together need the same channels in the same order"
+            )
+    return recordings
+
+
+def write_recording(path: Path, recording: Recording) -> None:
+    """Write CSV; `.gz` at the end of the name compresses. Raises `CannotCreateError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _open_for_writing(path) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            label = recording.label
+            writer.writerow(["time", *recording.channels, *(["label"] if label is not None else [])])
+            for i in range(len(recording.time_ns)):
+                values = ["" if np.isnan(v) else f"{v:.9g}" for v in recording.x[:, i]]
+                writer.writerow([format_time(int(recording.time_ns[i])), *values, *([int(label[i])] if label is not None else [])])
+    except OSError as error:
+        raise CannotCreateError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def format_time(time_ns: int) -> str:
+    """Nanoseconds since the epoch → RFC 3339 in UTC with microseconds."""
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest // 1000:06d}Z"
+
+
+def _open_for_writing(path: Path) -> io.TextIOBase:
+    if path.name.endswith(".gz"):
+        return gzip.open(path, "wt", encoding="utf-8", newline="")  # type: ignore[return-value]  # typeshed: TextIOWrapper
+    return path.open("w", encoding="utf-8", newline="")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        return (gzip.decompress(raw) if path.name.endswith(".gz") else raw).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise NoInputError(f"{path}: no such file") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not a text file; recordings are CSV in UTF-8") from None
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: not a whole gzip file: {error}") from None
+    except OSError as error:
+        raise NoInputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _numbers(column: Sequence[str], path: Path, name: str) -> npt.NDArray[np.float64]:
+    """Text → numbers; an empty cell or `nan` is a missing value."""
+    try:
+        return np.array([cell if cell.strip() else "nan" for cell in column], dtype=np.float64)
+    except ValueError:
+        for number, cell in enumerate(column, 2):
+            try:
+                float(cell or "nan")
+            except ValueError:
+                raise DataError(f"{path}:{number}: column {name}: {cell!r} is not a number") from None
+        raise
+
+
+def _times(column: Sequence[str], path: Path, name: str) -> Int64:
+    """Epoch seconds or RFC 3339 (a blank instead of the T is fine, no zone means UTC) → nanoseconds."""
+    try:
+        seconds = np.array(column, dtype=np.float64)
+    except ValueError:
+        return _dates(column, path, name)
+    if not np.isfinite(seconds).all():
+        raise DataError(f"{path}: column {name}: a row has no time")
+    return np.round(seconds * 1e9).astype(np.int64)
+
+
+def _dates(column: Sequence[str], path: Path, name: str) -> Int64:
+    out = np.empty(len(column), np.int64)
+    for i, cell in enumerate(column):
+        try:
+            moment = datetime.fromisoformat(cell.strip())
+        except ValueError:
+            raise DataError(
+                f"{path}:{i + 2}: column {name}: {cell!r} is neither epoch seconds nor a date like 2026-01-31T12:00:00Z"
+            ) from None
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+        out[i] = int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
+    return out

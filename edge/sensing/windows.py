@@ -1,0 +1,176 @@
+"""Samples → windows without a hidden gap. The trainer uses the same code, so both cut the same windows.
+
+The declared policy for what is missing (`MissingPolicy`, part of every bundle):
+
+- a hole of at most `max_fill` samples, in one channel or in all of them, is filled by holding the last value;
+- a longer hole ends the current window: no window spans it, a `Gap` is reported, and the next window starts behind it;
+- jitter: neighbouring stamps may be off by `jitter_s` before anything is inferred from them. Only neighbours are ever
+  compared, so a sensor whose clock runs 1 % fast never looks like a gap.
+
+The cost is per chunk, not per sample: a chunk without a hole is one array copy.
+"""
+
+import msgspec
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from edge.signal import Bool, Float32, Gap, Int64, Samples, Windows
+
+
+class MissingPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to do about missing samples and values."""
+
+    max_fill: int = 3
+    """Longest hole, in samples, that is filled by holding the last value."""
+    jitter_s: float = 0.0
+    """How far a stamp may be off; half a period is always granted. Stamps made by the sensor need no more; stamps made on
+    arrival at the host need the chunking of the serial driver on top (20 to 100 ms)."""
+
+
+class Windower:
+    """Cuts a stream of `channels` channels at `rate_hz` into windows of `length` samples, every `hop` samples.
+
+    `feed` takes any number of samples at a time; how a stream is split into calls never changes the windows.
+    Memory is bounded by one window plus the largest chunk fed.
+    """
+
+    def __init__(self, channels: int, rate_hz: float, length: int, hop: int, policy: MissingPolicy | None = None) -> None:
+        if not (channels > 0 and rate_hz > 0 and length > 1 and hop > 0):
+            raise ValueError(f"no windows of {length} samples every {hop} at {rate_hz} Hz with {channels} channels")
+        self.channels, self.length, self.hop = channels, length, hop
+        self.policy = policy or MissingPolicy()
+        self.period_ns = 1e9 / rate_hz
+        self._tolerance_ns = max(self.period_ns / 2, self.policy.jitter_s * 1e9)
+        # Room for several windows, so that old samples move to the front rarely and not once per chunk.
+        self._x = np.empty((channels, 4 * (length + hop)), np.float32)
+        self._time = np.empty(self._x.shape[1], np.int64)
+        self._restart()
+        self._last_ns: int | None = None  # stamp of the newest sample seen, good or bad
+        self._good_ns: int | None = None  # stamp of the newest sample that went into a window
+        self._missing = False  # inside a `missing` gap
+        self._hold = np.full(channels, np.nan, np.float32)  # last value of each channel
+        self._run = np.zeros(channels, np.int64)  # how many samples it has been held for
+        self.filled = 0
+        """Values filled so far."""
+        self.lost = 0
+        """Samples lost in gaps so far."""
+
+    def feed(self, samples: Samples) -> Windows:
+        """The windows that these samples complete."""
+        if samples.x.shape[0] != self.channels:
+            raise ValueError(f"{samples.x.shape[0]} channels, not {self.channels}")
+        if not len(samples):
+            return self._batch([], [], [])
+        starts: list[Int64] = []
+        windows: list[Float32] = []
+        ends: list[Int64] = []
+        gaps: list[Gap] = []
+        time_ns, x = samples.time_ns, samples.x
+        previous = time_ns[0] - round(self.period_ns) if self._last_ns is None else self._last_ns
+        step = np.diff(time_ns, prepend=previous)
+        broken = np.flatnonzero((step > self.period_ns + self._tolerance_ns) | (step < self.period_ns / 2 - self._tolerance_ns))
+        position = 0
+        for at in (*broken.tolist(), len(time_ns)):
+            if at > position:
+                self._feed_regular(time_ns[position:at], x[:, position:at], starts, ends, windows, gaps)
+            if at < len(time_ns):
+                self._hole(int(time_ns[at]), int(step[at]), starts, ends, windows, gaps)
+            position = at
+        self._last_ns = int(time_ns[-1])
+        return self._batch(starts, ends, windows, gaps)
+
+    def _hole(
+        self, at_ns: int, step_ns: int, starts: list[Int64], ends: list[Int64], windows: list[Float32], gaps: list[Gap]
+    ) -> None:
+        """Samples are missing before `at_ns`, or the clock jumped back."""
+        missing = round(step_ns / self.period_ns) - 1
+        before_ns = at_ns - step_ns
+        if 0 < missing <= self.policy.max_fill:
+            filler = np.linspace(before_ns, at_ns, missing + 2)[1:-1].astype(np.int64)
+            self._feed_regular(filler, np.full((self.channels, missing), np.nan, np.float32), starts, ends, windows, gaps)
+        elif missing > 0 or step_ns < 0:
+            self.lost += max(missing, 0)
+            gaps.append(Gap(before_ns, at_ns, "silence" if step_ns > 0 else "backwards"))
+            self._restart()
+            self._hold[:] = np.nan
+            self._run[:] = 0
+
+    def _feed_regular(
+        self, time_ns: Int64, x: Float32, starts: list[Int64], ends: list[Int64], windows: list[Float32], gaps: list[Gap]
+    ) -> None:
+        """Samples that follow each other at the nominal rate, but may lack values."""
+        finite = np.isfinite(x)
+        if finite.all() and not self._missing:
+            self._hold, self._run[:] = x[:, -1].copy(), 0
+            self._append(time_ns, x, starts, ends, windows)
+            return
+        x, usable = self._fill(x, finite)
+        edges = np.flatnonzero(np.diff(usable)) + 1
+        for part in np.split(np.arange(len(time_ns)), edges):
+            first = int(time_ns[part[0]])
+            if usable[part[0]]:
+                if self._missing:
+                    gaps.append(Gap(first if self._good_ns is None else self._good_ns, first, "missing"))
+                    self._missing = False
+                self._append(time_ns[part], x[:, part], starts, ends, windows)
+            else:
+                if not self._missing:
+                    gaps.append(Gap(first if self._good_ns is None else self._good_ns, None, "missing"))
+                    self._missing = True
+                    self._restart()
+                self.lost += len(part)
+
+    def _fill(self, x: Float32, finite: Bool) -> tuple[Float32, Bool]:
+        """Hold the last value; a sample is usable if no channel had to be held for more than `max_fill` samples."""
+        index = np.where(finite, np.arange(x.shape[1]), -1)
+        last = np.maximum.accumulate(index, axis=1)
+        held = np.where(last >= 0, np.take_along_axis(x, np.maximum(last, 0), axis=1), self._hold[:, None])
+        run = np.arange(x.shape[1]) - last + np.where(last >= 0, 0, self._run[:, None])
+        self._hold, self._run = held[:, -1].astype(np.float32), run[:, -1]
+        usable: Bool = ((run <= self.policy.max_fill) & np.isfinite(held)).all(axis=0)
+        self.filled += int((~finite[:, usable]).sum())
+        return held.astype(np.float32, copy=False), usable
+
+    def _append(self, time_ns: Int64, x: Float32, starts: list[Int64], ends: list[Int64], windows: list[Float32]) -> None:
+        n = len(time_ns)
+        self._good_ns = int(time_ns[-1])
+        if self._used + n > len(self._time):
+            self._compact(n)
+        self._x[:, self._used : self._used + n] = x
+        self._time[self._used : self._used + n] = time_ns
+        self._used += n
+        count = (self._used - self.length - self._next) // self.hop + 1
+        if count > 0:
+            first = slice(self._next, self._next + (count - 1) * self.hop + 1, self.hop)
+            last = slice(self._next + self.length - 1, self._next + (count - 1) * self.hop + self.length, self.hop)
+            view = sliding_window_view(self._x[:, : self._used], self.length, axis=1)[:, first]
+            windows.append(np.ascontiguousarray(view.transpose(1, 0, 2)))
+            starts.append(self._time[first].copy())
+            ends.append(self._time[last].copy())
+            self._next += count * self.hop
+
+    def _compact(self, incoming: int) -> None:
+        """Drop what no later window needs and make room."""
+        keep = min(self._next, self._used)
+        self._used -= keep
+        self._next -= keep
+        kept_x, kept_time = self._x[:, keep : keep + self._used], self._time[keep : keep + self._used]
+        # A burst (a file, a stalled host) grows the buffer for as long as it lasts and no longer.
+        size = max(4 * (self.length + self.hop), self._used + incoming)
+        target_x = np.empty((self.channels, size), np.float32)
+        target_time = np.empty(size, np.int64)
+        target_x[:, : self._used], target_time[: self._used] = kept_x, kept_time
+        self._x, self._time = target_x, target_time
+
+    def _restart(self) -> None:
+        self._used = 0
+        self._next = 0
+
+    def _batch(self, starts: list[Int64], ends: list[Int64], windows: list[Float32], gaps: list[Gap] | None = None) -> Windows:
+        if not windows:
+            x = np.empty((0, self.channels, self.length), np.float32)
+            return Windows(np.empty(0, np.int64), np.empty(0, np.int64), x, tuple(gaps or ()))
+        # Nearly always there is one piece, and then nothing is copied again.
+        x = windows[0] if len(windows) == 1 else np.concatenate(windows)
+        x.flags.writeable = False
+        return Windows(np.concatenate(starts), np.concatenate(ends), x, tuple(gaps or ()))

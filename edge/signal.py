@@ -1,0 +1,64 @@
+"""What flows between the sensor and the score: arrays, never one object per sample.
+
+Letters, everywhere in this project: B batch, C channels, N samples per window, D embedding, T steps after the encoder.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Some consecutive samples of one stream; none is a valid number of them."""
+
+    time_ns: Int64
+    """(n,) when each was taken, on the stream's own clock: monotonic while the stream lives, of arbitrary zero."""
+    x: Float32
+    """(C, n) values in the units of the channels; NaN is a missing value."""
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2 or self.time_ns.shape != (self.x.shape[1],):
+            raise ValueError(f"time_ns {self.time_ns.shape} does not fit x {self.x.shape}")
+
+    def __len__(self) -> int:
+        return len(self.time_ns)
+
+    @classmethod
+    def empty(cls, channels: int) -> "Samples":
+        return cls(np.empty(0, np.int64), np.empty((channels, 0), np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch in which nothing usable arrived and which was too long to fill."""
+
+    start_ns: int
+    """Time of the last good sample before it."""
+    end_ns: int | None
+    """Time of the first good sample after it; None while it lasts."""
+    reason: str
+    """`silence`: no samples; `missing`: a channel had no value for too long; `backwards`: the stream's clock jumped back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """A batch of windows without any hidden gap, oldest first."""
+
+    start_ns: Int64
+    """(B,) time of the first sample."""
+    end_ns: Int64
+    """(B,) time of the last sample."""
+    x: Float32
+    """(B, C, N), finite, read-only."""
+    gaps: tuple[Gap, ...] = ()
+    """What was lost before, between or after them, oldest first."""
+
+    def __len__(self) -> int:
+        return len(self.start_ns)
