@@ -112,7 +112,9 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
-        raise NoInputError(f"{path}: no such configuration file; `amiss config show --example` prints one to start from") from None
+        raise NoInputError(
+            f"{path}: no such configuration file; `amiss config show --example` prints one to start from"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
@@ -130,7 +132,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
 
 def parse(data: Any, where: str = "configuration") -> DeviceConfig:
     """Validated configuration from plain dicts; raises `ConfigError`."""
-    _refuse_unknown_keys(data, DeviceConfig, where, "")
+    refuse_unknown_keys(data, DeviceConfig, where, "")
     try:
         return msgspec.convert(data, DeviceConfig)
     except msgspec.ValidationError as error:
@@ -241,7 +243,7 @@ def _substitute(value: Any, environ: Mapping[str, str], where: str) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
-def _refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> None:
+def refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> None:
     """msgspec refuses unknown keys too, but cannot say which known one was meant."""
     if not isinstance(data, dict):
         return
@@ -253,7 +255,7 @@ def _refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> Non
             raise ConfigError(f"{where}: unknown key `{prefix}{key}`; {hint}")
         inner = _unwrap(hints[key])
         if hasattr(inner, "__struct_fields__"):
-            _refuse_unknown_keys(value, inner, where, f"{prefix}{key}.")
+            refuse_unknown_keys(value, inner, where, f"{prefix}{key}.")
         elif get_origin(inner) is dict and isinstance(value, dict):
             for name, item in value.items():
-                _refuse_unknown_keys(item, _unwrap(get_args(inner)[1]), where, f"{prefix}{key}.{name}.")
+                refuse_unknown_keys(item, _unwrap(get_args(inner)[1]), where, f"{prefix}{key}.{name}.")

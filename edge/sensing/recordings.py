@@ -100,7 +100,9 @@ def read_recording(path: Path) -> Recording:
     backwards = np.flatnonzero(np.diff(time_ns) <= 0)
     if len(backwards):
         number = int(backwards[0]) + 3
-        raise DataError(f"{path}:{number}: time does not increase ({rows[number - 2][time_at]} after {rows[number - 3][time_at]})")
+        raise DataError(
+            f"{path}:{number}: time does not increase ({rows[number - 2][time_at]} after {rows[number - 3][time_at]})"
+        )
     label = None
     if label_at is not None:
         label = (_numbers(columns[label_at], path, header[label_at]) > 0).astype(np.int8)
@@ -120,6 +122,17 @@ def read_recordings(paths: Iterable[Path]) -> list[Recording]:
     return recordings
 
 
+def match_channels(recording: Recording, channels: Sequence[str]) -> Recording:
+    """The recording with a model's channels in the model's order; raises `DataError` when one is absent."""
+    if absent := [name for name in channels if name not in recording.channels]:
+        raise DataError(
+            f"{recording.name}: no column {', '.join(absent)}; it has {', '.join(recording.channels)}, the model needs "
+            f"{', '.join(channels)}"
+        )
+    order = [recording.channels.index(name) for name in channels]
+    return Recording(recording.name, tuple(channels), recording.time_ns, recording.x[order], recording.label)
+
+
 def write_recording(path: Path, recording: Recording) -> None:
     """Write CSV; `.gz` at the end of the name compresses. Raises `CannotCreateError`."""
     try:
@@ -130,7 +143,9 @@ def write_recording(path: Path, recording: Recording) -> None:
             writer.writerow(["time", *recording.channels, *(["label"] if label is not None else [])])
             for i in range(len(recording.time_ns)):
                 values = ["" if np.isnan(v) else f"{v:.9g}" for v in recording.x[:, i]]
-                writer.writerow([format_time(int(recording.time_ns[i])), *values, *([int(label[i])] if label is not None else [])])
+                writer.writerow(
+                    [format_time(int(recording.time_ns[i])), *values, *([int(label[i])] if label is not None else [])]
+                )
     except OSError as error:
         raise CannotCreateError(f"{path}: cannot be written: {error.strerror}") from None
 
@@ -143,7 +158,7 @@ def format_time(time_ns: int) -> str:
 
 def _open_for_writing(path: Path) -> io.TextIOBase:
     if path.name.endswith(".gz"):
-        return gzip.open(path, "wt", encoding="utf-8", newline="")  # type: ignore[return-value]  # typeshed: TextIOWrapper
+        return gzip.open(path, "wt", encoding="utf-8", newline="")
     return path.open("w", encoding="utf-8", newline="")
 
 

@@ -59,12 +59,9 @@ class Windower:
         """The windows that these samples complete."""
         if samples.x.shape[0] != self.channels:
             raise ValueError(f"{samples.x.shape[0]} channels, not {self.channels}")
+        out = _Batch()
         if not len(samples):
-            return self._batch([], [], [])
-        starts: list[Int64] = []
-        windows: list[Float32] = []
-        ends: list[Int64] = []
-        gaps: list[Gap] = []
+            return out.windows(self.channels, self.length)
         time_ns, x = samples.time_ns, samples.x
         previous = time_ns[0] - round(self.period_ns) if self._last_ns is None else self._last_ns
         step = np.diff(time_ns, prepend=previous)
@@ -72,37 +69,33 @@ class Windower:
         position = 0
         for at in (*broken.tolist(), len(time_ns)):
             if at > position:
-                self._feed_regular(time_ns[position:at], x[:, position:at], starts, ends, windows, gaps)
+                self._feed_regular(time_ns[position:at], x[:, position:at], out)
             if at < len(time_ns):
-                self._hole(int(time_ns[at]), int(step[at]), starts, ends, windows, gaps)
+                self._hole(int(time_ns[at]), int(step[at]), out)
             position = at
         self._last_ns = int(time_ns[-1])
-        return self._batch(starts, ends, windows, gaps)
+        return out.windows(self.channels, self.length)
 
-    def _hole(
-        self, at_ns: int, step_ns: int, starts: list[Int64], ends: list[Int64], windows: list[Float32], gaps: list[Gap]
-    ) -> None:
+    def _hole(self, at_ns: int, step_ns: int, out: "_Batch") -> None:
         """Samples are missing before `at_ns`, or the clock jumped back."""
         missing = round(step_ns / self.period_ns) - 1
         before_ns = at_ns - step_ns
         if 0 < missing <= self.policy.max_fill:
             filler = np.linspace(before_ns, at_ns, missing + 2)[1:-1].astype(np.int64)
-            self._feed_regular(filler, np.full((self.channels, missing), np.nan, np.float32), starts, ends, windows, gaps)
+            self._feed_regular(filler, np.full((self.channels, missing), np.nan, np.float32), out)
         elif missing > 0 or step_ns < 0:
             self.lost += max(missing, 0)
-            gaps.append(Gap(before_ns, at_ns, "silence" if step_ns > 0 else "backwards"))
+            out.gaps.append(Gap(before_ns, at_ns, "silence" if step_ns > 0 else "backwards"))
             self._restart()
             self._hold[:] = np.nan
             self._run[:] = 0
 
-    def _feed_regular(
-        self, time_ns: Int64, x: Float32, starts: list[Int64], ends: list[Int64], windows: list[Float32], gaps: list[Gap]
-    ) -> None:
+    def _feed_regular(self, time_ns: Int64, x: Float32, out: "_Batch") -> None:
         """Samples that follow each other at the nominal rate, but may lack values."""
         finite = np.isfinite(x)
         if finite.all() and not self._missing:
             self._hold, self._run[:] = x[:, -1].copy(), 0
-            self._append(time_ns, x, starts, ends, windows)
+            self._append(time_ns, x, out)
             return
         x, usable = self._fill(x, finite)
         edges = np.flatnonzero(np.diff(usable)) + 1
@@ -110,12 +103,12 @@ class Windower:
             first = int(time_ns[part[0]])
             if usable[part[0]]:
                 if self._missing:
-                    gaps.append(Gap(first if self._good_ns is None else self._good_ns, first, "missing"))
+                    out.gaps.append(Gap(first if self._good_ns is None else self._good_ns, first, "missing"))
                     self._missing = False
-                self._append(time_ns[part], x[:, part], starts, ends, windows)
+                self._append(time_ns[part], x[:, part], out)
             else:
                 if not self._missing:
-                    gaps.append(Gap(first if self._good_ns is None else self._good_ns, None, "missing"))
+                    out.gaps.append(Gap(first if self._good_ns is None else self._good_ns, None, "missing"))
                     self._missing = True
                     self._restart()
                 self.lost += len(part)
@@ -127,11 +120,11 @@ class Windower:
         held = np.where(last >= 0, np.take_along_axis(x, np.maximum(last, 0), axis=1), self._hold[:, None])
         run = np.arange(x.shape[1]) - last + np.where(last >= 0, 0, self._run[:, None])
         self._hold, self._run = held[:, -1].astype(np.float32), run[:, -1]
-        usable: Bool = ((run <= self.policy.max_fill) & np.isfinite(held)).all(axis=0)
+        usable: Bool = np.all((run <= self.policy.max_fill) & np.isfinite(held), axis=0)
         self.filled += int((~finite[:, usable]).sum())
         return held.astype(np.float32, copy=False), usable
 
-    def _append(self, time_ns: Int64, x: Float32, starts: list[Int64], ends: list[Int64], windows: list[Float32]) -> None:
+    def _append(self, time_ns: Int64, x: Float32, out: "_Batch") -> None:
         n = len(time_ns)
         self._good_ns = int(time_ns[-1])
         if self._used + n > len(self._time):
@@ -144,9 +137,9 @@ class Windower:
             first = slice(self._next, self._next + (count - 1) * self.hop + 1, self.hop)
             last = slice(self._next + self.length - 1, self._next + (count - 1) * self.hop + self.length, self.hop)
             view = sliding_window_view(self._x[:, : self._used], self.length, axis=1)[:, first]
-            windows.append(np.ascontiguousarray(view.transpose(1, 0, 2)))
-            starts.append(self._time[first].copy())
-            ends.append(self._time[last].copy())
+            out.x.append(np.ascontiguousarray(view.transpose(1, 0, 2)))
+            out.start_ns.append(self._time[first].copy())
+            out.end_ns.append(self._time[last].copy())
             self._next += count * self.hop
 
     def _compact(self, incoming: int) -> None:
@@ -166,11 +159,21 @@ class Windower:
         self._used = 0
         self._next = 0
 
-    def _batch(self, starts: list[Int64], ends: list[Int64], windows: list[Float32], gaps: list[Gap] | None = None) -> Windows:
-        if not windows:
-            x = np.empty((0, self.channels, self.length), np.float32)
-            return Windows(np.empty(0, np.int64), np.empty(0, np.int64), x, tuple(gaps or ()))
+
+class _Batch:
+    """What one call of `feed` gathers."""
+
+    def __init__(self) -> None:
+        self.start_ns: list[Int64] = []
+        self.end_ns: list[Int64] = []
+        self.x: list[Float32] = []
+        self.gaps: list[Gap] = []
+
+    def windows(self, channels: int, length: int) -> Windows:
+        if not self.x:
+            none = np.empty(0, np.int64)
+            return Windows(none, none, np.empty((0, channels, length), np.float32), tuple(self.gaps))
         # Nearly always there is one piece, and then nothing is copied again.
-        x = windows[0] if len(windows) == 1 else np.concatenate(windows)
+        x = self.x[0] if len(self.x) == 1 else np.concatenate(self.x)
         x.flags.writeable = False
-        return Windows(np.concatenate(starts), np.concatenate(ends), x, tuple(gaps or ()))
+        return Windows(np.concatenate(self.start_ns), np.concatenate(self.end_ns), x, tuple(self.gaps))

@@ -1,0 +1,54 @@
+# amiss: `make demo` and `make test` set themselves up; nothing else is needed but Python >= 3.11 with pip and venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: demo test check bench format clean mosquitto
+.DEFAULT_GOAL := help
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compress, run on a serial port, alert over MQTT
+	@$(BIN)/amiss demo
+
+test: $(VENV)/.dev mosquitto  ## the whole test suite, against a real Mosquitto
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev  ## style, types, who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.dev  ## the agent against a hand-written loop and against the bare runtime
+	@$(BIN)/python -m benchmarks.agent
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-out bench-out
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "amiss needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	@echo "setting up $(VENV) (once; torch is large)"
+	@$(PYTHON) -m venv $(VENV)
+
+# torch goes first and alone: beside other requirements pip may choose another build of it.
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@$(PIP) torch==2.13.0
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+mosquitto:
+	@PATH="$$PATH:/usr/sbin"; command -v mosquitto >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q mosquitto >/dev/null; \
+	else echo "the tests need the Mosquitto broker: sudo apt-get install -y mosquitto" >&2; exit 1; fi

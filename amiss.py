@@ -1,0 +1,380 @@
+"""The front door: `amiss VERB`.
+
+Each verb imports its code when it is called, so a device never loads torch and `amiss --help` answers at once. stdout carries
+data, stderr log and progress. Exit codes: 0 ok, 1 a gate did not pass, 2 usage, then sysexits (see `edge.errors`).
+"""
+
+import json
+import logging
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge.errors import AmissError
+
+app = typer.Typer(
+    name="amiss",
+    help="amiss tells you when a machine does something it has never done before.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at, check and explain device.toml.", no_args_is_help=True, rich_markup_mode=None)
+datasets_app = typer.Typer(help="Public recordings to try amiss on.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+app.add_typer(datasets_app, name="datasets")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ConfigFile = Annotated[Path, typer.Option("--config", help="device.toml.", show_default=False)]
+BundleFile = Annotated[Path, typer.Argument(help="A .amiss file.", show_default=False)]
+
+
+class Format(StrEnum):
+    frames = "frames"
+    csv = "csv"
+    json = "json"
+
+
+@app.command()
+def demo(
+    recording: Annotated[
+        Path | None, typer.Option(help="Play this recording instead of the simulated machine.", show_default=False)
+    ] = None,
+    normal: Annotated[
+        list[Path] | None, typer.Option(help="With --recording: recordings (or folders) of normal running to learn from.")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(help="With --recording: times real time; found from its length if not given.")
+    ] = None,
+    fault: Annotated[str, typer.Option(help="Fault to inject: see `amiss simulate --help`.")] = "bearing",
+    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for recordings, run, bundle and picture.")] = Path("demo-out"),
+    as_json: Json = False,
+) -> None:
+    """Do the whole job once: learn, compress, run on a serial port, and raise an alert over MQTT."""
+    from deploy import demo as demos
+
+    if recording is not None:
+        result = demos.on_recording(recording, normal or [], out=out, speed=speed, seed=seed)
+    else:
+        result = demos.on_simulation(out=out, fault=fault, seed=seed)
+    _print(result.data, result.lines(), as_json)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path | None, typer.Option(help="Recording to write (.csv or .csv.gz).", show_default=False)] = None,
+    serial: Annotated[
+        Path | None,
+        typer.Option(help="Instead: create a serial port with this name and send frames in real time.", show_default=False),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length.", min=0.1)] = 600.0,
+    rate: Annotated[float, typer.Option(help="Samples per second.", min=1)] = 400.0,
+    fault: Annotated[
+        str | None,
+        typer.Option(
+            help="bearing, imbalance, misalignment, overload, overheating; or of the sensor: stuck, dropout.",
+            show_default=False,
+        ),
+    ] = None,
+    fault_at: Annotated[
+        float | None, typer.Option(help="When it begins, in seconds; half-way if not given.", show_default=False)
+    ] = None,
+    severity: Annotated[float, typer.Option(help="1 is clear, 0.3 is early.", min=0)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
+) -> None:
+    """A rotating machine to play with, as a recording or live on a serial port."""
+    from edge.errors import UsageError
+    from edge.sensing import simulate as machine
+    from edge.sensing.recordings import write_recording
+
+    if (out is None) == (serial is None):
+        raise UsageError("say either --out FILE for a recording or --serial NAME for a live port")
+    if fault is not None and fault not in machine.FAULTS:
+        raise UsageError(f"unknown fault {fault!r}; known: {', '.join(machine.FAULTS)}")
+    at = seconds / 2 if fault_at is None else fault_at
+    if out is not None:
+        recording = machine.simulate(seconds, seed=seed, rate_hz=rate, fault=fault, fault_at_s=at, severity=severity)
+        write_recording(out, recording)
+        _say(f"{out}: {len(recording.time_ns)} samples of {', '.join(recording.channels)} at {rate:g} Hz")
+        return
+    assert serial is not None
+    from deploy.machine import serve
+
+    serve(serial, seconds=seconds, rate_hz=rate, fault=fault, fault_at_s=at, severity=severity, seed=seed, say=_say)
+
+
+@app.command()
+def record(
+    port: Annotated[str, typer.Option(help="Serial port, best a name below /dev/serial/by-id/.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Recording to write (.csv or .csv.gz).", show_default=False)],
+    columns: Annotated[str, typer.Option(help="Names of the values as they come, separated by commas.", show_default=False)],
+    rate: Annotated[float, typer.Option(help="Samples per second.", show_default=False, min=0.001)],
+    seconds: Annotated[float, typer.Option(help="How long.", min=0.1)] = 600.0,
+    baud: Annotated[int, typer.Option(help="Speed of the port.")] = 115200,
+    format: Annotated[Format, typer.Option(help="What comes over the wire.")] = Format.frames,
+) -> None:
+    """Record a sensor, to learn from later. What was read is kept when you stop it early or the sensor is lost."""
+    from edge.config import StreamConfig
+    from edge.operating.record import record as run
+
+    names = tuple(name.strip() for name in columns.split(","))
+    stream = StreamConfig(
+        port=port, baud=baud, format=format.value, columns=names, clock="sensor" if "time" in names else "arrival"
+    )
+    found = run(stream, names, rate, seconds, out, _say)
+    _say(f"{out}: {found} samples")
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="recipe.toml; without one the defaults serve.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Recordings of normal running: files or folders.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the run.", show_default=False)] = Path("run"),
+    window: Annotated[int | None, typer.Option(help="Samples per window.", show_default=False)] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Learn what normal looks like from recordings without labels."""
+    import msgspec
+    from trainer.progress import progress
+
+    from edge.errors import UsageError
+    from trainer import recipes
+    from trainer.train import train as run
+
+    plan = recipes.load(recipe) if recipe else recipes.Recipe()
+    overrides = list(set_ or []) + ([f"window={window}"] if window else [])
+    plan = recipes.apply_overrides(plan, overrides)
+    paths = data or [Path(name) for name in plan.data]
+    if not paths:
+        raise UsageError("nothing to learn from: say --data FILE-or-DIR, or name `data` in the recipe")
+    with progress("train") as report:
+        info = run(plan, paths, out, progress=report, overwrite=overwrite)
+    _print(msgspec.to_builtins(info), info.lines(), as_json)
+
+
+@app.command()
+def quantize(
+    run: Annotated[Path, typer.Argument(help="Folder that `amiss train` wrote.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Bundle to write (.amiss).", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Compress a run to int8, prove that its verdicts stay the same, and pack it into a bundle."""
+    import msgspec
+    from trainer.progress import progress
+
+    from quantize import quantize as compress
+
+    with progress("quantize") as report:
+        result = compress(run, out, progress=report)
+    _print(msgspec.to_builtins(result), result.lines(), as_json)
+
+
+@app.command()
+def inspect(
+    bundle: BundleFile,
+    verify: Annotated[bool, typer.Option("--verify", help="Replay the golden windows on this machine.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What is in a bundle, and does this machine compute what the build machine did?"""
+    import msgspec
+
+    from edge.bundle import Bundle
+
+    found = Bundle.open(bundle)
+    data = {"digest": found.digest, "bytes": found.size, **msgspec.to_builtins(found.manifest)}
+    m = found.manifest
+    lines = [
+        f"{m.name} {m.version}, made {m.created}",
+        f"  digest       {found.digest}",
+        f"  size         {found.size} bytes, model {m.files['model.onnx'].size} bytes, {m.precision} ({m.precision_reason})",
+        f"  channels     {', '.join(c.name + (f' [{c.unit}]' if c.unit else '') for c in m.channels)}",
+        f"  window       {m.window} samples every {m.hop} at {m.rate_hz:g} Hz",
+        f"  scorer       {m.scorer}, calibrated on {m.calibration_windows} windows, p ≥ {m.calibration_floor:.3g}",
+        *(f"  {name:12} {value}" for name, value in m.lineage.items()),
+    ]
+    if verify:
+        proof = found.self_test()
+        data["self_test"] = {"worst": proof.worst, "tolerance": proof.tolerance}
+        lines.append(f"  self-test    golden scores within {proof.worst:.2g} (allowed {proof.tolerance:.2g})")
+    _print(data, lines, as_json)
+
+
+@app.command()
+def score(
+    bundle: BundleFile,
+    file: Annotated[Path, typer.Argument(help="A recording.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="CSV to write: one row per row of the recording.", show_default=False)],
+    hop: Annotated[int | None, typer.Option(help="Score every so many samples; as in the bundle if not given.", min=1)] = None,
+    newest: Annotated[
+        bool, typer.Option("--newest", help="Give each row the score known at its time, not that of the window around it.")
+    ] = False,
+) -> None:
+    """Score a recording: time, score, p_value, alarm and the blame of each channel, one row per input row."""
+    from edge.operating.score import score_file
+
+    summary = score_file(bundle, file, out, hop=hop, newest=newest)
+    _say(summary)
+
+
+@app.command()
+def evaluate(
+    bundle: BundleFile,
+    data: Annotated[list[Path], typer.Argument(help="Labelled recordings: files or folders.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Judge a bundle on labelled recordings, through the same pipeline that the device runs."""
+    import msgspec
+    from trainer.evaluate import evaluate as judge
+
+    result = judge(bundle, data)
+    _print(msgspec.to_builtins(result), result.lines(), as_json)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    replay: Annotated[
+        list[Path] | None, typer.Option(help="Play recordings as though they came from the sensor.", show_default=False)
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="With --replay: times real time, 0 for as fast as possible. [default: 1, with --once 0]", min=0),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Stop at the end of the recording, or after the first score of a live sensor.")
+    ] = False,
+) -> None:
+    """The agent: read the sensors, score, and send alerts over MQTT, until it is stopped."""
+    import signal
+
+    from edge import config as configs
+    from edge.agent import Agent, Replay
+
+    _log_to_stderr()
+    pace = (0.0 if once else 1.0) if speed is None else speed
+    agent = Agent(configs.load(config), replay=Replay(tuple(replay), pace or None) if replay else None, once=once)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    agent.run()
+
+
+@app.command()
+def check(config: ConfigFile, as_json: Json = False) -> None:
+    """Try everything that `amiss run` needs: configuration, model, state folder, port and broker."""
+    from edge.operating.check import check as examine
+
+    findings = examine(config)
+    data = [{"what": f.what, "ok": f.ok, "message": f.message} for f in findings]
+    _print(data, [f"{'ok  ' if f.ok else 'FAIL'}  {f.what}: {f.message}" for f in findings], as_json)
+    if failed := [f for f in findings if not f.ok]:
+        raise typer.Exit(failed[0].exit_code)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """JSON Schema 2020-12 of device.toml."""
+    from edge import config as configs
+
+    print(json.dumps(configs.schema(), indent=2))
+
+
+@config_app.command("check")
+def config_check(config: ConfigFile) -> None:
+    """Is device.toml valid? Opens nothing but the file itself."""
+    from edge import config as configs
+
+    configs.load(config)
+    _say(f"{config}: ok")
+
+
+@config_app.command("show")
+def config_show(
+    config: Annotated[Path | None, typer.Option("--config", help="device.toml.", show_default=False)] = None,
+    effective: Annotated[bool, typer.Option("--effective", help="With environment and every default worked in.")] = False,
+    example: Annotated[bool, typer.Option("--example", help="Instead: the smallest file that works.")] = False,
+) -> None:
+    """Print device.toml: as it is, or (--effective) as the agent sees it, secrets hidden; JSON in that case."""
+    from edge import config as configs
+    from edge.errors import UsageError
+
+    if example:
+        print(configs.EXAMPLE, end="")
+    elif config is None:
+        raise UsageError("say --config FILE, or --example for a file to start from")
+    elif effective:
+        print(json.dumps(configs.redacted(configs.load(config)), indent=2))
+    else:
+        configs.load(config)
+        print(config.read_text("utf-8"), end="")
+
+
+@datasets_app.command("list")
+def datasets_list(as_json: Json = False) -> None:
+    """What can be fetched, from where and under which license."""
+    from trainer import datasets
+
+    rows = [
+        {"name": d.name, "license": d.license, "source": d.source, "files": len(d.files)} for d in datasets.DATASETS.values()
+    ]
+    _print(rows, [f"{row['name']:8} {row['files']:3} files  {row['license']}  {row['source']}" for row in rows], as_json)
+
+
+@datasets_app.command("fetch")
+def datasets_fetch(
+    name: Annotated[str, typer.Argument(help="See `amiss datasets list`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
+    accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read the license and accept it.")] = False,
+) -> None:
+    """Fetch a data set from its source, by commit and SHA-256. Continues where it stopped."""
+    from trainer import datasets
+
+    count = datasets.fetch(name, out, accept_license=accept_license, say=_say)
+    _say(f"{out / name}: {count} files, every SHA-256 as expected")
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are one line and an exit code; anything else is a bug, with its traceback."""
+    try:
+        app()
+    except AmissError as error:
+        print(f"amiss: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(74)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("amiss: this is a bug; please report the lines above", file=sys.stderr)
+        sys.exit(70)
+
+
+def _print(data: Any, lines: list[str], as_json: bool) -> None:
+    print(json.dumps(data, indent=2) if as_json else "\n".join(lines))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _log_to_stderr() -> None:
+    # Under systemd the journal adds the time itself; SD cards wear, so there is no log file.
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+
+
+if __name__ == "__main__":
+    main()

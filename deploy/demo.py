@@ -1,0 +1,345 @@
+"""`amiss demo`: the whole road in one command, with the parts that ship.
+
+    recordings ─train─▶ run ─quantize─▶ bundle ─▶ agent process ◀─frames─ serial port ◀─ machine or recording
+                                                      │
+                                     this process ◀─ MQTT ─ broker
+
+Nothing is shown that did not come over MQTT, except what the table says was computed afterwards.
+"""
+
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paho.mqtt.client as mqtt
+from edge.sensing.simulate import FAULTS, Machine
+from trainer.progress import progress
+
+from deploy import brokers, machine, picture
+from edge.bundle import Bundle
+from edge.delivery import topics
+from edge.errors import DataError, GateError, UsageError
+from edge.operating.score import judge_recording
+from edge.pipeline import Verdicts
+from edge.sensing.recordings import Recording, read_recording, write_recording
+from edge.signal import Float64, Int64
+from quantize import quantize
+from trainer import recipes
+from trainer.train import train
+
+NODE, STREAM = "demo", "machine"
+
+LEARN_S = 360.0
+"""Normal running to learn from."""
+LIVE_NORMAL_S, LIVE_FAULT_S = 15.0, 20.0
+"""What the agent sees live before and after the fault begins."""
+UNSEEN_S = 1800.0
+"""Normal running that nobody has seen, scored afterwards to count false alarms."""
+REPLAY_S = 60.0
+"""A recording is played fast enough to take this long."""
+ONLINE_S, LAST_WORD_S = 20.0, 3.0
+"""How long the agent may take to come up, and how long an alert may be on its way after the last frame."""
+
+
+@dataclass(slots=True)
+class Story:
+    """What came over MQTT, and when the frames behind it were sent."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    received_s: list[float] = field(default_factory=list)
+    sent_s: Float64 = field(default_factory=lambda: np.empty(0))
+    """When each row had been written to the port, on this process's monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    data: dict[str, Any]
+
+    def lines(self) -> list[str]:
+        width = max(len(key) for key in self.data)
+        return [f"{key.replace('_', ' '):{width}}  {_plain(value)}" for key, value in self.data.items()]
+
+
+def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
+    """Simulate, learn, compress, run, inject `fault`, alert.
+
+    Raises `GateError` when no alert comes, or one comes before the fault.
+    """
+    if fault not in FAULTS:
+        raise UsageError(f"unknown fault {fault!r}; known: {', '.join(FAULTS)}")
+    folder = _folder(out)
+    source = Machine(seed)
+    channels, rate_hz = source.channels, source.rate_hz
+    with _step(f"record {LEARN_S:g} s of normal running at {rate_hz:g} Hz: {', '.join(channels)}"):
+        normal = machine.recordings_of([source.next(round(LEARN_S * rate_hz))], "normal", channels)
+        write_recording(folder / "normal.csv", normal)
+        live_normal = source.next(round(LIVE_NORMAL_S * rate_hz))
+        unseen = machine.recordings_of([source.next(round(UNSEEN_S * rate_hz))], "unseen", channels)
+        # The live part goes on where the unseen one ends; only its clock is the demo's.
+        source.inject(fault)
+        live = machine.recordings_of([live_normal, source.next(round(LIVE_FAULT_S * rate_hz))], "live", channels)
+        step_ns = round(1e9 / rate_hz)
+        rows = len(live.time_ns)
+        onset = len(live_normal)
+        label = (np.arange(rows) >= onset).astype(np.int8)
+        live = Recording("live", channels, live.time_ns[0] + np.arange(rows, dtype=np.int64) * step_ns, live.x, label)
+        write_recording(folder / "live.csv", live)
+    # 0.64 s hold 16 turns of the shaft: enough to tell a rhythm, short enough to alert within seconds.
+    bundle, measured = _learn([folder / "normal.csv"], folder, window=256, seed=seed)
+    story = _live(bundle, live, folder, brokers.embedded, speed=1.0, told=f"{fault} fault")
+    with _step(f"score {UNSEEN_S / 60:g} min of unseen normal running, offline"):
+        false_alarms = sum(event.type == "anomaly_started" for event in judge_recording(bundle, unseen).events)
+    extra = {"false_alarms_offline": f"{false_alarms} in {UNSEEN_S / 60:g} min of unseen normal running"}
+    return _tell(bundle, live, story, measured, folder, onset, speed=1.0, extra=extra)
+
+
+def on_recording(recording: Path, normal: list[Path], *, out: Path, speed: float | None, seed: int) -> DemoResult:
+    """Learn from `normal`, then play `recording` through the serial port and a real Mosquitto at `speed` times real time.
+
+    Raises `GateError` when the recording has labels and the first alert is not inside a labelled episode.
+    """
+    if not normal:
+        raise UsageError("say what normal looks like: --normal FILE-or-FOLDER (may be repeated)")
+    played = read_recording(recording)
+    folder = _folder(out)
+    bundle, measured = _learn(normal, folder, window=None, seed=seed)
+    if played.channels != bundle.channels:
+        raise DataError(
+            f"{recording} has channels {', '.join(played.channels)}, the normal recordings {', '.join(bundle.channels)}"
+        )
+    length_s = (int(played.time_ns[-1]) - int(played.time_ns[0])) / 1e9
+    pace = speed or max(1.0, length_s / REPLAY_S)
+    onset = int(played.label.argmax()) if played.label is not None and played.label.any() else None
+    story = _live(bundle, played, folder, brokers.mosquitto, speed=pace, told="labelled anomaly")
+    return _tell(bundle, played, story, measured, folder, onset, speed=pace, extra={})
+
+
+def _learn(normal: list[Path], folder: Path, *, window: int | None, seed: int) -> tuple[Bundle, Any]:
+    recipe = recipes.apply_overrides(recipes.Recipe(), [f"training.seed={seed}", *([f"window={window}"] if window else [])])
+    with _step("learn what normal looks like (self-supervised, no labels)"), progress("train") as report:
+        info = train(recipe, normal, folder / "run", progress=report, overwrite=True)
+    _say(f"  {info.parameters} parameters, {info.fit_windows} windows to learn from, {info.calibration_windows} to calibrate")
+    with _step("compress to int8, compare with float, pack"), progress("quantize") as report:
+        measured = quantize(folder / "run", folder / "demo.amiss", progress=report)
+    return Bundle.open(folder / "demo.amiss"), measured
+
+
+def _live(
+    bundle: Bundle,
+    recording: Recording,
+    folder: Path,
+    broker: Callable[[Path], AbstractContextManager[int]],
+    *,
+    speed: float,
+    told: str,
+) -> Story:
+    """The agent as its own process on a serial port; what it says over MQTT is the story."""
+    story = Story(sent_s=np.full(len(recording.time_ns), np.nan))
+    # In a folder of its own that is gone afterwards: an old outbox would tell old stories.
+    with tempfile.TemporaryDirectory(prefix="amiss-demo-") as temporary, broker(Path(temporary)) as broker_port:
+        port = machine.SerialPort(Path(temporary) / "ttyDEMO")
+        config = folder / "device.toml"
+        config.write_text(
+            f"""\
+node = "{NODE}"
+bundle = "demo.amiss"
+state_dir = "{temporary}/state"
+
+[streams.{STREAM}]
+port = "{port.name}"
+clock = "sensor"
+
+[mqtt]
+host = "127.0.0.1"
+port = {broker_port}
+""",
+            "utf-8",
+        )
+        _say(f"broker on port {broker_port}, sensor on {port.name}; starting the agent: amiss run --config {config}")
+        inbox: queue.Queue[tuple[float, str, bytes]] = queue.Queue()
+        client = _subscribe(broker_port, inbox)
+        with (folder / "agent.log").open("wb") as log:
+            agent = subprocess.Popen([sys.executable, "-m", "amiss", "run", "--config", str(config)], stderr=log, stdout=log)
+        stop = threading.Event()
+        player = threading.Thread(target=_play, args=(port, recording, bundle, speed, stop, story), daemon=True)
+        try:
+            _follow(agent, player, inbox, story, recording, folder, told=told, speed=speed)
+        finally:
+            stop.set()
+            agent.terminate()
+            agent.wait(30)
+            client.loop_stop()
+            if player.ident is not None:
+                player.join(5)
+            port.close()
+    return story
+
+
+def _play(
+    port: machine.SerialPort, recording: Recording, bundle: Bundle, speed: float, stop: threading.Event, story: Story
+) -> None:
+    def sent(rows: int) -> None:
+        fresh = np.isnan(story.sent_s[:rows])
+        story.sent_s[:rows][fresh] = time.monotonic()
+
+    machine.play(port, recording, speed=speed, rate_hz=bundle.manifest.rate_hz, stop=stop.is_set, told=sent)
+
+
+def _follow(
+    agent: "subprocess.Popen[bytes]",
+    player: threading.Thread,
+    inbox: "queue.Queue[tuple[float, str, bytes]]",
+    story: Story,
+    recording: Recording,
+    folder: Path,
+    *,
+    told: str,
+    speed: float,
+) -> None:
+    """Show what arrives until the recording is over and the last alert had time to come."""
+    deadline = time.monotonic() + ONLINE_S
+    over_s: float | None = None
+    onset_told = recording.label is None or not recording.label.any()
+    onset = 0 if onset_told or recording.label is None else int(recording.label.argmax())
+    shown_s = 0.0
+    while over_s is None or time.monotonic() < over_s:
+        if agent.poll() is not None:
+            raise GateError(f"the agent ended with exit code {agent.returncode}; its last words are in {folder / 'agent.log'}")
+        if player.ident is None and time.monotonic() > deadline:
+            raise GateError(f"the agent was not online after {ONLINE_S:g} s; its last words are in {folder / 'agent.log'}")
+        if player.ident is not None and over_s is None and not player.is_alive():
+            over_s = time.monotonic() + LAST_WORD_S
+        rows = int(np.count_nonzero(~np.isnan(story.sent_s)))
+        if not onset_told and rows > onset:
+            onset_told = True
+            _say(f"  ── {told} begins ──")
+        try:
+            received_s, topic, payload = inbox.get(timeout=0.1)
+        except queue.Empty:
+            continue
+        if topic == topics.availability(NODE) and payload == topics.ONLINE and player.ident is None:
+            _say("agent online; the sensor starts to send")
+            player.start()
+        elif topic == topics.event(NODE, STREAM):
+            event = json.loads(payload)
+            story.events.append(event)
+            story.received_s.append(received_s)
+            _say(_event_line(event, recording))
+        elif topic == topics.state(NODE, STREAM) and received_s - shown_s >= 2.0:
+            shown_s = received_s
+            state = json.loads(payload)
+            verdict = "ANOMALY" if state["anomaly"] else "normal"
+            place_s = rows / max(1, len(story.sent_s)) * (recording.time_ns[-1] - recording.time_ns[0]) / 1e9
+            _say(f"  {place_s:6.0f} s  score {state['score']:7.2f}  p {state['p_value']:.4f}  {verdict}")
+
+
+def _event_line(event: dict[str, Any], recording: Recording) -> str:
+    start_ns = int(recording.time_ns[0])
+    blame = ", ".join(f"{c['channel']} {c['share']:.0%}" for c in event.get("channels", [])[:3])
+    line = f"  ▶ {event['type']} at {(event['stream_ns'] - start_ns) / 1e9:.1f} s"
+    if event["type"].startswith("anomaly"):
+        line += (
+            f": {blame}; since {(event['since_stream_ns'] - start_ns) / 1e9:.1f} s, p {event['p_value']:.2g}"
+            f" ≤ {event['threshold']:.2g}, model {event['model'][:12]}"
+        )
+    return line
+
+
+def _tell(
+    bundle: Bundle,
+    recording: Recording,
+    story: Story,
+    measured: Any,
+    folder: Path,
+    onset: int | None,
+    *,
+    speed: float,
+    extra: dict[str, Any],
+) -> DemoResult:
+    """The table, the picture and the verdict on the demo itself."""
+    started = [event for event in story.events if event["type"] == "anomaly_started"]
+    onset_ns = None if onset is None else int(recording.time_ns[onset])
+    early = [event for event in started if onset_ns is not None and event["stream_ns"] < onset_ns]
+    first = next((event for event in started if event not in early), None)
+    verdicts = judge_recording(bundle, recording)
+    path = folder / "demo.png"
+    picture.draw(path, recording, verdicts, bundle, started, onset_ns)
+    data: dict[str, Any] = {
+        "model": f"{bundle.digest[:16]}… {measured.precision}, {measured.parameters} parameters",
+        **measured.table(),
+    }
+    if first is not None:
+        data["alert"] = ", ".join(c["channel"] for c in first["channels"][:2]) + f" (p {first['p_value']:.2g})"
+        if onset_ns is not None:
+            data["delay"] = f"{(first['stream_ns'] - onset_ns) / 1e9:.2f} s from onset to alert, on the machine's clock"
+        data["on_its_way"] = f"{_way_ms(first, recording, story):.0f} ms from the last frame on the port to the alert over MQTT"
+    data["false_alarms_live"] = f"{len(early)} before the onset" if onset_ns is not None else "unknown: no labels"
+    data.update(extra)
+    data["device_equals_offline"] = _agrees(story, verdicts)
+    data["picture"] = str(path)
+    result = DemoResult(data)
+    if early:
+        raise GateError(f"an alert came before the fault; see {path} and {folder / 'agent.log'}")
+    if onset_ns is not None and first is None:
+        raise GateError(f"no alert came; see {path} and {folder / 'agent.log'}")
+    if recording.label is not None and first is not None and not recording.label[_row(first, recording.time_ns)]:
+        raise GateError(f"the first alert came outside the labelled episode; see {path}")
+    return result
+
+
+def _row(event: dict[str, Any], time_ns: Int64) -> int:
+    return int(np.clip(np.searchsorted(time_ns, event["stream_ns"]), 0, len(time_ns) - 1))
+
+
+def _way_ms(event: dict[str, Any], recording: Recording, story: Story) -> float:
+    received_s = story.received_s[story.events.index(event)]
+    return float(received_s - story.sent_s[_row(event, recording.time_ns)]) * 1e3
+
+
+def _agrees(story: Story, verdicts: Verdicts) -> str:
+    """The device and a scoring of the same samples here must tell the same alerts, at the same sample."""
+    here = [e.time_ns for e in verdicts.events if e.type == "anomaly_started"]
+    there = [e["stream_ns"] for e in story.events if e["type"] == "anomaly_started"]
+    # The wire carries microseconds.
+    same = len(here) == len(there) and all(abs(a - b) < 1000 for a, b in zip(here, there, strict=True))
+    return "yes: the same alerts at the same samples" if same else f"no: {len(there)} alerts on the device, {len(here)} offline"
+
+
+def _subscribe(port: int, inbox: "queue.Queue[tuple[float, str, bytes]]") -> mqtt.Client:
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="amiss-demo-watcher", protocol=mqtt.MQTTv5)
+    client.on_message = lambda _client, _data, message: inbox.put((time.monotonic(), message.topic, message.payload))
+    client.on_connect = lambda client, *_: client.subscribe("amiss/#", qos=1)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    return client
+
+
+def _folder(out: Path) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    started = time.monotonic()
+    _say(f"• {what} …")
+    yield
+    _say(f"  done in {time.monotonic() - started:.1f} s")
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,319 @@
+"""What a model is: a `.amiss` file, a ZIP without compression and with fixed member names (docs/bundle-format.md).
+
+    manifest.json   everything about it, and the SHA-256 of every other member
+    model.onnx      raw windows (B, C, N) → embedding (B, D), residual (B, C); normalises inside
+    head.npz        scorer, calibrator and explainer as plain arrays
+    golden.npz      windows and the outputs that the build machine got for them
+    README.md       model card
+    bom.cdx.json    CycloneDX bill of materials
+
+Rules, in order; the first that does not hold raises `BundleError` and nothing later is touched:
+
+1. the file is no larger than `MAX_BYTES`, and only known members are in it, each once, stored, within its own limit;
+2. the manifest is of a known schema and asks for no newer agent than this one;
+3. every member has the size and the SHA-256 that the manifest names, and no member is missing;
+4. only then is any of them parsed: arrays without pickle, then the model;
+5. `self_test`: this machine computes from the golden windows what the build machine did.
+
+The digest of a bundle is the SHA-256 of its file, what `sha256sum` prints. Every event names it.
+"""
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edge.config import AlarmConfig
+from edge.errors import BundleError, CannotCreateError, NoInputError
+from edge.pipeline import Pipeline
+from edge.scoring.alerts import AlarmPolicy
+from edge.scoring.backends import Backend, open_backend, run_in_slices
+from edge.scoring.calibrate import Calibrator
+from edge.scoring.explain import Explainer
+from edge.scoring.scorers import SCORERS, Scorer, features
+from edge.sensing.windows import MissingPolicy, Windower
+from edge.signal import Float32
+
+SCHEMA = 1
+AGENT_VERSION = (0, 1, 0)
+
+MEBIBYTE = 1 << 20
+MEMBERS = {
+    "manifest.json": 1 * MEBIBYTE,
+    "model.onnx": 64 * MEBIBYTE,
+    "head.npz": 64 * MEBIBYTE,
+    "golden.npz": 16 * MEBIBYTE,
+    "README.md": 1 * MEBIBYTE,
+    "bom.cdx.json": 4 * MEBIBYTE,
+}
+"""Every member there may be, and the most bytes it may have: far above any model that suits a small board, far below what
+would fill its memory."""
+MAX_BYTES = sum(MEMBERS.values())
+
+
+class ChannelSpec(msgspec.Struct, frozen=True):
+    name: str
+    unit: str = ""
+
+
+class FileSpec(msgspec.Struct, frozen=True):
+    sha256: str
+    size: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """manifest.json. Fields may be added within a schema; a reader ignores those it does not know."""
+
+    schema: int = SCHEMA
+    name: str
+    version: str
+    created: str
+    """RFC 3339, UTC."""
+    channels: tuple[ChannelSpec, ...]
+    rate_hz: float
+    window: int
+    hop: int
+    """Samples."""
+    missing: MissingPolicy
+    scorer: str
+    """A key of `edge.scoring.scorers.SCORERS`."""
+    calibration_windows: int
+    calibration_floor: float
+    """The smallest p-value that this bundle can give."""
+    precision: str
+    """`int8` or `float32`."""
+    precision_reason: str
+    """Why that one was shipped, with the figures."""
+    golden_tolerance: float
+    """Largest difference of a golden score, relative to 1 + score, that another machine may have."""
+    minimum_agent: str = "0.1.0"
+    lineage: dict[str, str] = {}
+    """Digests and versions that lead from here to recipe, code and data."""
+    metrics: dict[str, float] = {}
+    """Measured when it was built; names carry the unit."""
+    files: dict[str, FileSpec] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    x: Float32
+    """(G, C, N) windows as they come from the sensor."""
+    embedding: Float32
+    residual: Float32
+    score: Float32
+    """(G,) what the build machine computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """How far this machine's golden scores are from the build machine's."""
+
+    worst: float
+    """Relative to 1 + score."""
+    tolerance: float
+
+
+class Bundle:
+    """An opened, verified bundle."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        digest: str,
+        backend: Backend,
+        scorer: Scorer,
+        calibrator: Calibrator,
+        explainer: Explainer,
+        golden: Golden,
+        size: int,
+    ) -> None:
+        self.manifest, self.digest, self.size = manifest, digest, size
+        self.backend, self.scorer, self.calibrator, self.explainer = backend, scorer, calibrator, explainer
+        self.golden = golden
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read, verify and load. Raises `NoInputError` when there is no file, `BundleError` when a rule does not hold."""
+        data = _read(path)
+        try:
+            manifest, members = verify(data)
+            head, golden = _arrays(members["head.npz"]), _arrays(members["golden.npz"])
+            scorer = _scorer(manifest, head)
+            calibrator = Calibrator(_part(head, "calibrator.")["scores"])
+            explainer = Explainer(**_part(head, "explain."))
+            backend = open_backend(members["model.onnx"])
+            proof = Golden(*(golden[name] for name in ("x", "embedding", "residual", "score")))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{path}: an array is missing or of the wrong kind: {error}") from None
+        except BundleError as error:
+            raise BundleError(f"{path}: {error}") from None
+        return cls(manifest, hashlib.sha256(data).hexdigest(), backend, scorer, calibrator, explainer, proof, len(data))
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        return tuple(channel.name for channel in self.manifest.channels)
+
+    def self_test(self) -> SelfTest:
+        """Replay the golden windows; raises `BundleError` when this machine computes something else."""
+        outputs = run_in_slices(self.backend, self.golden.x)
+        score = self.scorer.score(features(outputs))
+        worst = float(np.max(np.abs(score - self.golden.score) / (1 + np.abs(self.golden.score)), initial=0.0))
+        if not worst <= self.manifest.golden_tolerance:
+            raise BundleError(
+                f"self-test failed: this machine's scores differ from the build machine's by {worst:.2g}, "
+                f"{self.manifest.golden_tolerance:.2g} is allowed; rebuild the bundle for this runtime and processor"
+            )
+        return SelfTest(worst, self.manifest.golden_tolerance)
+
+    def pipeline(self, alarm: AlarmConfig | None = None, *, hop: int | None = None) -> Pipeline:
+        """A pipeline for one stream.
+
+        `hop` in samples overrides what the manifest says. Raises `ConfigError` when the alarm's threshold cannot be reached.
+        """
+        manifest, hop = self.manifest, hop or self.manifest.hop
+        return Pipeline(
+            Windower(len(manifest.channels), manifest.rate_hz, manifest.window, hop, manifest.missing),
+            self.backend,
+            self.scorer,
+            self.calibrator,
+            self.explainer,
+            AlarmPolicy.of(alarm or AlarmConfig(), floor=self.calibrator.floor, length=manifest.window, hop=hop),
+            channels=self.channels,
+            model=self.digest,
+        )
+
+
+def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> str:
+    """Write a bundle at once or not at all; returns its digest.
+
+    `members` holds everything but the manifest, whose `files` are filled in here. The same input gives the same bytes.
+    Raises `CannotCreateError`; ValueError for members that no reader would accept.
+    """
+    if set(members) != set(MEMBERS) - {"manifest.json"} or any(len(data) > MEMBERS[name] for name, data in members.items()):
+        raise ValueError(f"not the members of a bundle: { {name: len(data) for name, data in members.items()} }")
+    files = {name: FileSpec(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(members.items())}
+    manifest = msgspec.structs.replace(manifest, files=files)
+    everything = {"manifest.json": msgspec.json.format(msgspec.json.encode(manifest), indent=2), **members}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in MEMBERS:
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), everything[name])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CannotCreateError(f"{path}: cannot be written: {error.strerror}") from None
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def pack_arrays(arrays: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
+    """Arrays → bytes of an .npz without compression, the same bytes for the same arrays."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in sorted(arrays.items()):
+            inner = io.BytesIO()
+            np.lib.format.write_array(inner, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), inner.getvalue())
+    return buffer.getvalue()
+
+
+def pack_head(scorer: Scorer, calibrator: Calibrator, explainer: Explainer) -> bytes:
+    """head.npz"""
+    parts = {"scorer.": scorer.arrays(), "calibrator.": calibrator.arrays(), "explain.": explainer.arrays()}
+    return pack_arrays({prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()})
+
+
+def verify(data: bytes) -> tuple[Manifest, dict[str, bytes]]:
+    """Rules 1 to 3 on the bytes of a bundle; raises `BundleError`. Nothing but the manifest is parsed."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            for entry in entries:
+                if entry.filename not in MEMBERS:
+                    raise BundleError(f"unknown member {entry.filename!r}; not a bundle, or one of a newer format")
+                if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 0x1:
+                    raise BundleError(f"{entry.filename} is compressed or encrypted; members of a bundle are stored")
+                if entry.file_size > MEMBERS[entry.filename]:
+                    raise BundleError(f"{entry.filename} has {entry.file_size} bytes; {MEMBERS[entry.filename]} is the limit")
+            if len(set(names)) != len(names):
+                raise BundleError("a member appears twice")
+            if missing := set(MEMBERS) - set(names):
+                raise BundleError(f"{', '.join(sorted(missing))} is missing")
+            members = {name: archive.read(name) for name in names}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise BundleError(f"not a bundle, or a damaged one: {error}") from None
+    manifest = _manifest(members.pop("manifest.json"))
+    if set(manifest.files) != set(members):
+        raise BundleError("the manifest does not name the members that are there")
+    for name, content in members.items():
+        if len(content) != manifest.files[name].size or hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
+            raise BundleError(f"{name} is not the file that the manifest names: damaged or tampered with")
+    return manifest, members
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise NoInputError(f"{path}: no such bundle; `amiss quantize RUN --out {path}` makes one") from None
+    except OSError as error:
+        raise NoInputError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise BundleError(f"{path}: larger than any bundle may be ({MAX_BYTES} bytes)")
+    return data
+
+
+def _manifest(data: bytes) -> Manifest:
+    try:
+        schema = msgspec.json.decode(data, type=dict).get("schema")
+        if schema != SCHEMA:
+            raise BundleError(f"schema {schema}; this agent reads schema {SCHEMA}")
+        manifest = msgspec.json.decode(data, type=Manifest)
+        wanted = tuple(int(part) for part in manifest.minimum_agent.split("."))
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise BundleError(f"manifest.json: {error}") from None
+    if wanted > AGENT_VERSION:
+        raise BundleError(f"made for agent {manifest.minimum_agent} or newer; this is {'.'.join(map(str, AGENT_VERSION))}")
+    if manifest.scorer not in SCORERS:
+        raise BundleError(f"scorer {manifest.scorer!r}; this agent knows {', '.join(SCORERS)}")
+    return manifest
+
+
+def _scorer(manifest: Manifest, head: Mapping[str, Float32]) -> Scorer:
+    return SCORERS[manifest.scorer].from_arrays(_part(head, "scorer."))
+
+
+def _part(arrays: Mapping[str, Float32], prefix: str) -> dict[str, Float32]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _arrays(data: bytes) -> dict[str, Float32]:
+    """An .npz of finite float32 arrays; stored members only, so its size bounds what it unpacks to."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise BundleError("arrays are compressed; those of a bundle are stored")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        raise BundleError(f"arrays cannot be read: {error}") from None
+    for name, array in found.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise BundleError(f"array {name} is not finite float32")
+    return found

@@ -1,0 +1,297 @@
+"""The thread that carries the outbox to the broker. It owns the session; nobody else touches it.
+
+    connect ──fails──▶ back off 1 … 60 s, with jitter, and again
+       │
+       ▼
+    latest values, then records: alerts first, at most 20 unacknowledged
+       │
+       ├─ acknowledged ─▶ deleted from the outbox
+       ├─ refused ──────▶ parked, the others flow on
+       └─ session lost ─▶ what was unacknowledged stays in the outbox and is sent again (same `record` id)
+
+A broker that cannot say no hangs up instead. What was under way then is suspect: from now on messages go one at a time, each
+to be acknowledged, until no suspect is left. The one that was alone under way three times when the broker hung up is parked.
+
+A record is forgotten when the *broker* has acknowledged it. A broker that is killed may have acknowledged what it has not
+yet stored: let it store at once (Mosquitto: `autosave_on_changes true`, `autosave_interval 1`) if that matters.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edge.delivery import topics
+from edge.delivery.mqtt import MqttSink, SessionLostError, Token
+from edge.delivery.outbox import Outbox, Record
+from edge.errors import AmissError, SinkRejectedError, StorageError
+
+log = logging.getLogger(__name__)
+
+_HISTORICAL_NS = 60 * 1_000_000_000
+"""Older than this when it leaves, an event is history and no longer a call to act."""
+_EVENT_EXPIRY_S = 30 * 24 * 3600
+_VALUE_EXPIRY_S = 3600
+"""A score or a health report nobody has renewed for an hour says nothing any more."""
+_STRIKES = 3
+
+
+@dataclass(slots=True)
+class _Latest:
+    """A retained value. Only the newest counts, so it is kept here and not in the outbox."""
+
+    payload: bytes
+    qos: int
+    expiry_s: int | None
+    dirty: bool = True
+
+
+class Delivery:
+    """Delivers what is in `outbox`, and the latest values it is given, until `stop`. The sink is its own from now on.
+
+    `backoff_s` is the first and the longest pause between attempts to connect. `clock` is monotonic seconds, `wall` epoch
+    nanoseconds, `chance` 0 … 1.
+    """
+
+    def __init__(
+        self,
+        sink: MqttSink,
+        outbox: Outbox,
+        *,
+        backoff_s: tuple[float, float] = (1.0, 60.0),
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], int] = time.time_ns,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.node = sink.node
+        self.published = 0
+        """Records that the broker has acknowledged since the start."""
+        self.trouble = ""
+        """Why nothing flows at the moment, in one line."""
+        self._sink, self._outbox, self._backoff_s = sink, outbox, backoff_s
+        self._clock, self._wall, self._chance = clock, wall, chance
+        self._lock = threading.Lock()  # guards `_latest`; never held while the sink is used
+        self._latest: dict[str, _Latest] = {}
+        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+        self._stop_at_s: float | None = None
+        self._failure: BaseException | None = None
+        # Of the delivery thread alone from here on.
+        self._under_way: set[Token] = set()
+        self._outcomes: dict[int, str] = {}  # sequence → refusal or "", not yet written to the outbox
+        self._loose: set[Token] = set()  # sent with QoS 0 in this session
+        self._suspects: set[Token] = set()
+        self._strikes: dict[Token, int] = {}
+        self._proven = False  # the session has acknowledged something
+        self._disk_trouble = ""
+        self._complained: set[tuple[str, str]] = set()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something new in the outbox."""
+        self._sink.wake()
+
+    def check(self) -> None:
+        """Raises what ended the delivery thread, if it did not end by `stop`. The agent asks in its loop."""
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self, timeout_s: float) -> None:
+        """Deliver what can be delivered in that time, say `offline`, end the session and the thread."""
+        self._stop_at_s = self._clock() + timeout_s
+        self._sink.wake()
+        if self._thread.ident is None:
+            self._sink.close()
+        else:
+            # On top: saying `offline`. A thread that hangs in a name lookup is left behind; it is a daemon.
+            self._thread.join(timeout_s + 2.0)
+
+    @property
+    def connected(self) -> bool:
+        return self._sink.connected
+
+    def health(self) -> topics.MqttHealth:
+        counts = self._outbox.counts
+        return topics.MqttHealth(
+            connected=self.connected,
+            queued=counts.waiting,
+            published=self.published,
+            dropped=counts.dropped,
+            parked=counts.parked,
+        )
+
+    def set_info(self, payload: topics.InfoPayload) -> None:
+        self.publish_retained(topics.info(self.node), topics.encode(payload))
+
+    def set_health(self, payload: topics.HealthPayload) -> None:
+        self.publish_retained(topics.health(self.node), topics.encode(payload), qos=0, expiry_s=_VALUE_EXPIRY_S)
+
+    def set_availability(self, stream: str, online: bool) -> None:
+        self.publish_retained(topics.stream_availability(self.node, stream), topics.ONLINE if online else topics.OFFLINE)
+
+    def set_state(self, stream: str, payload: topics.StatePayload) -> None:
+        """Sent when connected and as often as it is called: the caller limits the rate."""
+        self.publish_retained(topics.state(self.node, stream), topics.encode(payload), qos=0, expiry_s=_VALUE_EXPIRY_S)
+
+    def publish_retained(self, topic: str, payload: bytes, *, qos: int = 1, expiry_s: int | None = None) -> None:
+        """The value of `topic` from now on; sent now, and again whenever a session begins. Nothing of it is on disk."""
+        with self._lock:
+            self._latest[topic] = _Latest(payload, qos, expiry_s)
+        self._sink.wake()
+
+    # The delivery thread.
+
+    def _run(self) -> None:
+        try:
+            attempt = 0
+            while self._stop_at_s is None:
+                self._proven, taken_over = False, False
+                try:
+                    self._sink.connect()
+                    self._tell("")
+                    self._session()
+                except SessionLostError as error:
+                    taken_over = error.taken_over
+                    self._suspect(error)
+                    self._tell(str(error))
+                except StorageError:
+                    raise
+                except AmissError as error:
+                    self._tell(str(error))
+                self._under_way.clear()
+                self._loose.clear()
+                # Two clients that take the session from each other would do so for ever at full speed.
+                attempt = 0 if self._proven and not taken_over else attempt + 1
+                self._pause(max(0, attempt - 1))
+        except BaseException as error:
+            self._failure = error
+            log.error("delivery ended: %s", error)
+        finally:
+            self._sink.close()
+
+    def _pause(self, attempt: int) -> None:
+        shortest_s, longest_s = self._backoff_s
+        # Half of it by chance, so that a fleet does not come back to a restarted broker all at once.
+        pause_s = min(longest_s, shortest_s * 2.0 ** min(attempt, 20)) * (0.5 + 0.5 * self._chance())
+        until_s = self._clock() + pause_s
+        while self._stop_at_s is None and (left_s := until_s - self._clock()) > 0:
+            self._sink.wait(left_s)
+
+    def _tell(self, trouble: str) -> None:
+        """Once for every change of state; a broker that is away for a week is one line."""
+        if trouble and trouble != self.trouble:
+            log.warning("%s", trouble)
+        elif not trouble:
+            log.info("%s: connected as amiss-%s", self._sink.where, self.node)
+        self.trouble = trouble
+
+    def _session(self) -> None:
+        """From the welcome until `stop`; raises `SessionLostError`."""
+        with self._lock:
+            for latest in self._latest.values():  # the broker may have lost what it retained
+                latest.dirty = True
+        while True:
+            left = self._send()
+            wait_s = 1.0
+            if self._stop_at_s is not None:
+                wait_s = self._stop_at_s - self._clock()
+                if wait_s <= 0 or not (left or self._under_way):
+                    self._sink.disconnect()
+                    return
+            self._settle(wait_s)
+
+    def _window(self) -> int:
+        """How many messages may be handed to the sink now."""
+        room = self._sink.room
+        return min(room, 1 - len(self._under_way)) if self._suspects else room
+
+    def _send(self) -> bool:
+        """Hand over what there is and what there is room for. Is anything left?"""
+        while self._window() > 0 and (value := self._next_latest()) is not None:
+            topic, latest = value
+            # In doubt every message is to be acknowledged, or the one that the broker dislikes is never found.
+            self._publish(topic, topic, latest.payload, 1 if self._suspects else latest.qos, True, latest.expiry_s)
+        records: list[Record] = []
+        if (window := self._window()) > 0:
+            busy = {token for token in self._under_way if isinstance(token, int)} | self._outcomes.keys()
+            records = self._outbox.pending(window, besides=busy)
+        for record in records:
+            if self._window() <= 0:
+                break
+            old = self._wall() - record.time_ns > _HISTORICAL_NS
+            payload = topics.as_historical(record.payload) if old else record.payload
+            self._publish(record.sequence, record.topic, payload, 1, False, _EVENT_EXPIRY_S)
+        if not records and window > 0 and not self._under_way:
+            self._suspects.clear()  # nothing is left to send: those still in there exist no more
+        self._write_outcomes()
+        return window <= 0 or bool(records)
+
+    def _next_latest(self) -> tuple[str, _Latest] | None:
+        with self._lock:
+            for topic, latest in self._latest.items():
+                if latest.dirty and self._strikes.get(topic, 0) < _STRIKES:
+                    latest.dirty = False
+                    return topic, latest
+        return None
+
+    def _publish(self, token: Token, topic: str, payload: bytes, qos: int, retain: bool, expiry_s: int | None) -> None:
+        try:
+            self._sink.publish(token, topic, payload, qos=qos, retain=retain, expiry_s=expiry_s)
+        except SinkRejectedError as error:
+            self._refuse(token, str(error))
+        else:
+            (self._under_way if qos else self._loose).add(token)
+
+    def _settle(self, wait_s: float) -> None:
+        """Wait for receipts and act on them."""
+        for receipt in self._sink.turn(wait_s):
+            self._under_way.discard(receipt.token)
+            self._proven = True
+            if receipt.refusal:
+                self._refuse(receipt.token, receipt.refusal)
+            elif isinstance(receipt.token, int):
+                self._outcomes[receipt.token] = ""
+                self.published += 1
+            self._suspects.discard(receipt.token)
+            self._strikes.pop(receipt.token, None)
+        self._write_outcomes()
+
+    def _refuse(self, token: Token, refusal: str) -> None:
+        if isinstance(token, int):
+            self._outcomes[token] = refusal
+            self._strikes.pop(token, None)
+        elif (token, refusal) not in self._complained:  # a latest value comes again; the complaint does not
+            self._complained.add((token, refusal))
+            log.warning("%s: refused: %s", token, refusal)
+
+    def _write_outcomes(self) -> None:
+        """On a full disk nothing can be deleted either: delivery goes on, and what was delivered is remembered here."""
+        if not self._outcomes:
+            return
+        try:
+            self._outbox.delivered([sequence for sequence, refusal in self._outcomes.items() if not refusal])
+            for sequence, refusal in self._outcomes.items():
+                if refusal:
+                    self._outbox.park(sequence, refusal)
+                    log.warning("record %d: parked until the next start: %s", sequence, refusal)
+            self._outcomes.clear()
+            self._disk_trouble = ""
+        except StorageError as error:
+            if self._disk_trouble != str(error):
+                self._disk_trouble = str(error)
+                log.error("%s", error)
+
+    def _suspect(self, error: SessionLostError) -> None:
+        """The broker hung up: because of what it was sent?"""
+        if not error.by_broker:
+            return
+        self._suspects |= self._under_way | self._loose
+        if len(self._under_way) == 1 and not self._loose:
+            (token,) = self._under_way
+            self._strikes[token] = self._strikes.get(token, 0) + 1
+            if self._strikes[token] >= _STRIKES:
+                self._suspects.discard(token)
+                self._refuse(token, f"the broker hung up on it {_STRIKES} times")

@@ -1,0 +1,266 @@
+"""Every topic and payload that leaves the device. Pure: values in, bytes out.
+
+    amiss/<node>/availability            retained, QoS 1   `online` / `offline`, the latter also as last will
+    amiss/<node>/info                    retained, QoS 1   `InfoPayload`
+    amiss/<node>/health                  retained, QoS 0   `HealthPayload`
+    amiss/<node>/<stream>/availability   retained, QoS 1   `online` / `offline`
+    amiss/<node>/<stream>/state          retained, QoS 0   `StatePayload`
+    amiss/<node>/<stream>/event          QoS 1             `EventPayload`, through the outbox
+
+Payloads are JSON. A time is there twice: RFC 3339 in UTC for people, epoch nanoseconds (`…_ns`) for programs. A field that
+has nothing to say is left out; one that is always there has no default below.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from edge.event import Event, EventType, Share
+
+ONLINE, OFFLINE = b"online", b"offline"
+
+
+def availability(node: str) -> str:
+    return _topic(node, "availability")
+
+
+def info(node: str) -> str:
+    return _topic(node, "info")
+
+
+def health(node: str) -> str:
+    return _topic(node, "health")
+
+
+def stream_availability(node: str, stream: str) -> str:
+    return _topic(node, stream, "availability")
+
+
+def state(node: str, stream: str) -> str:
+    return _topic(node, stream, "state")
+
+
+def event(node: str, stream: str) -> str:
+    return _topic(node, stream, "event")
+
+
+def stream_of(topic: str) -> str:
+    """The stream that a topic is about; empty for one about the whole node."""
+    parts = topic.split("/")
+    return parts[2] if len(parts) == 4 else ""
+
+
+class EventPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One `edge.event.Event` on its way to a person."""
+
+    id: str
+    """Of the episode: started, updated and ended of one anomaly share it."""
+    record: str
+    """Of this very message. Delivery is at least once: whoever counts, counts distinct `record`s."""
+    type: EventType
+    stream: str
+    time: str
+    time_ns: int
+    """Last sample of the window that led to it."""
+    since: str
+    since_ns: int
+    """When it began."""
+    duration_s: float
+    """`until` − `since` when it is over, else `time` − `since`."""
+    historical: bool
+    """Delivered long after it happened, or from a replay: worth recording, too late to act on."""
+    until: str | None = None
+    until_ns: int | None = None
+    stream_ns: int | None = None
+    since_stream_ns: int | None = None
+    """`time` and `since` on the stream's own clock, to find the place in a recording."""
+    score: float | None = None
+    p_value: float | None = None
+    threshold: float | None = None
+    channels: tuple[Share, ...] = ()
+    """Most responsible first."""
+    model: str = ""
+    """Digest (hex SHA-256) of the bundle that judged."""
+    reason: str = ""
+    """For a gap: `silence`, `missing`, `backwards` (samples) or `outbox_full` (records)."""
+    count: int | None = None
+    """For a gap in the records: how many were dropped."""
+
+
+class StatePayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a stream is doing now."""
+
+    time: str
+    time_ns: int
+    anomaly: bool
+    score: float | None
+    p_value: float | None
+    threshold: float
+    """The p-value at or below which a window counts as strange."""
+    model: str
+    since: str | None = None
+    """Start of the anomaly that lasts."""
+    top_channels: tuple[str, ...] = ()
+    """Most responsible first."""
+    time_quality: Literal["synced", "unsynced"] | None = None
+    """`unsynced` while nobody has set this computer's clock; left out where the system does not tell."""
+
+
+class MqttHealth(msgspec.Struct, frozen=True, kw_only=True):
+    connected: bool
+    queued: int
+    """Records that wait in the outbox."""
+    published: int
+    """Records that the broker has acknowledged since the agent started."""
+    dropped: int
+    """Records that the budget cost, ever."""
+    parked: int
+    """Records that the broker refused and that are kept."""
+
+
+class StreamHealth(msgspec.Struct, frozen=True, kw_only=True):
+    """Counted since the agent started."""
+
+    online: bool
+    samples: int
+    windows: int
+    events: int
+    filled: int
+    """Values filled."""
+    lost: int
+    """Samples lost in gaps."""
+    reopened: int
+    rejected: int = 0
+    """Frames or lines that made no sense."""
+
+
+class ClockHealth(msgspec.Struct, frozen=True, kw_only=True):
+    synced: bool
+
+
+class HealthPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The device itself, once a minute."""
+
+    time: str
+    time_ns: int
+    uptime_s: float
+    mqtt: MqttHealth
+    streams: dict[str, StreamHealth]
+    clock: ClockHealth | None = None
+    """Left out where the system does not tell."""
+    cpu: float | None = None
+    """Share of one core, 0 … number of cores."""
+    rss: int | None = None
+    """Bytes of memory of the agent."""
+    temperature: float | None = None
+    """Of the processor, °C."""
+    disk_written_bytes: int | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    digest: str
+    name: str
+    version: str
+
+
+class ChannelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    unit: str
+
+
+class InfoPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What runs here; sent when the agent starts and when it changes."""
+
+    node: str
+    versions: dict[str, str]
+    """`amiss`, `python` and the libraries that matter."""
+    model: ModelInfo
+    channels: tuple[ChannelInfo, ...]
+    config: dict[str, Any]
+    """Without secrets."""
+    restart_required: bool = False
+    backend: str | None = None
+    machine: str | None = None
+    """Architecture, as `uname -m` says it."""
+    board: str | None = None
+    config_schema: dict[str, Any] | None = None
+
+
+Payload = EventPayload | StatePayload | HealthPayload | InfoPayload
+
+
+def encode(payload: Payload) -> bytes:
+    return msgspec.json.encode(payload)
+
+
+def rfc3339(time_ns: int) -> str:
+    """Epoch nanoseconds → `2024-05-01T12:00:00.250Z`: milliseconds, cut and not rounded, so order is kept."""
+    seconds, rest_ns = divmod(time_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest_ns // 1_000_000:03d}Z"
+
+
+def event_payload(
+    event: Event, *, stream: str, episode_id: str, record: str, offset_ns: int, historical: bool = False
+) -> EventPayload:
+    """`offset_ns` is what added to the stream's clock makes epoch time."""
+    time_ns, since_ns = event.time_ns + offset_ns, event.since_ns + offset_ns
+    until_ns = None if event.until_ns is None else event.until_ns + offset_ns
+    return EventPayload(
+        id=episode_id,
+        record=record,
+        type=event.type,
+        stream=stream,
+        time=rfc3339(time_ns),
+        time_ns=time_ns,
+        since=rfc3339(since_ns),
+        since_ns=since_ns,
+        duration_s=((time_ns if until_ns is None else until_ns) - since_ns) / 1e9,
+        historical=historical,
+        until=None if until_ns is None else rfc3339(until_ns),
+        until_ns=until_ns,
+        stream_ns=event.time_ns,
+        since_stream_ns=event.since_ns,
+        score=event.score,
+        p_value=event.p_value,
+        threshold=event.threshold,
+        channels=event.channels,
+        model=event.model,
+        reason=event.reason,
+    )
+
+
+def dropped_payload(*, stream: str, record: str, count: int, first_ns: int, last_ns: int) -> EventPayload:
+    """The gap that `count` records leave which did not fit the outbox; they were put from `first_ns` to `last_ns` (epoch)."""
+    return EventPayload(
+        id=record,
+        record=record,
+        type="gap",
+        stream=stream,
+        time=rfc3339(last_ns),
+        time_ns=last_ns,
+        since=rfc3339(first_ns),
+        since_ns=first_ns,
+        duration_s=(last_ns - first_ns) / 1e9,
+        historical=True,
+        until=rfc3339(last_ns),
+        until_ns=last_ns,
+        reason="outbox_full",
+        count=count,
+    )
+
+
+def as_historical(payload: bytes) -> bytes:
+    """The same event, marked as delivered long after it happened. What is no event of ours comes back as it is."""
+    try:
+        decoded = msgspec.json.decode(payload, type=EventPayload)
+    except msgspec.DecodeError:
+        return payload
+    return payload if decoded.historical else encode(msgspec.structs.replace(decoded, historical=True))
+
+
+def _topic(node: str, *rest: str) -> str:
+    parts = ("amiss", node, *rest)
+    if any(not part or any(mark in part for mark in "+/#\0") for part in parts):
+        raise ValueError(f"{parts!r} make no MQTT topic: no part may be empty or hold + / #")
+    return "/".join(parts)

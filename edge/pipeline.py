@@ -1,0 +1,97 @@
+"""Samples in, events out: what the trainer evaluates, what a replay runs and what the device runs is this one pure object.
+
+    Samples ─▶ Windower ─▶ Backend ─▶ Scorer ─▶ Calibrator ─▶ Alarm ─▶ Event
+                                  └──────── Explainer ──────────┘
+
+No clock, no file, no network. Fed the same samples it gives the same events, however they are split into calls.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge.event import Event
+from edge.scoring.alerts import Alarm, AlarmPolicy
+from edge.scoring.backends import Backend, run_in_slices
+from edge.scoring.calibrate import Calibrator
+from edge.scoring.explain import Explainer
+from edge.scoring.scorers import Scorer, features
+from edge.sensing.windows import Windower
+from edge.signal import Bool, Float32, Float64, Gap, Int64, Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What was thought of the windows that some samples completed, oldest first."""
+
+    start_ns: Int64
+    end_ns: Int64
+    """(B,) first and last sample of each window."""
+    score: Float32
+    """(B,) higher is stranger."""
+    p_value: Float64
+    """(B,)"""
+    shares: Float32
+    """(B, C) blame per channel."""
+    alarm: Bool
+    """(B,) an episode was active after this window."""
+    events: tuple[Event, ...]
+
+    def __len__(self) -> int:
+        return len(self.end_ns)
+
+
+class Pipeline:
+    """One stream's way from samples to events. Usually made by `Bundle.pipeline`."""
+
+    def __init__(
+        self,
+        windower: Windower,
+        backend: Backend,
+        scorer: Scorer,
+        calibrator: Calibrator,
+        explainer: Explainer,
+        policy: AlarmPolicy,
+        *,
+        channels: tuple[str, ...],
+        model: str = "",
+    ) -> None:
+        self.channels, self.policy, self.windower = channels, policy, windower
+        self._backend, self._scorer, self._calibrator, self._explainer = backend, scorer, calibrator, explainer
+        self._model = model
+        self.alarm = Alarm(policy, channels, round(windower.hop * windower.period_ns), model)
+        self._gap_episode = 0
+
+    def feed(self, samples: Samples) -> list[Event]:
+        """The events that these samples cause."""
+        return list(self.judge(samples).events)
+
+    def judge(self, samples: Samples) -> Verdicts:
+        """Like `feed`, and what was thought of every window on the way."""
+        windows = self.windower.feed(samples)
+        events = [self._gap(gap) for gap in windows.gaps]
+        if any(gap.reason == "backwards" for gap in windows.gaps):
+            self.alarm.clock_set_back()
+        if not len(windows):
+            none = np.empty(0, np.int64)
+            shares = np.empty((0, len(self.channels)), np.float32)
+            return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, np.empty(0, bool), tuple(events))
+        outputs = run_in_slices(self._backend, windows.x)
+        score = self._scorer.score(features(outputs))
+        p_value = self._calibrator.p_value(score)
+        shares = self._explainer.shares(outputs)
+        alerts, active = self.alarm.update(windows.end_ns, score, p_value, shares)
+        return Verdicts(windows.start_ns, windows.end_ns, score, p_value, shares, active, (*events, *alerts))
+
+    def _gap(self, gap: Gap) -> Event:
+        if gap.end_ns is None or gap.reason != "missing":
+            self._gap_episode = self.alarm.new_episode()
+        return Event(
+            type="gap",
+            episode=self._gap_episode,
+            time_ns=gap.start_ns if gap.end_ns is None else gap.end_ns,
+            since_ns=gap.start_ns,
+            until_ns=gap.end_ns,
+            model=self._model,
+            reason=gap.reason,
+        )

@@ -1,0 +1,69 @@
+"""Run the encoder: a window in, an embedding and a reconstruction error per channel out."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge.errors import BundleError
+from edge.signal import Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    embedding: Float32
+    """(B, D)"""
+    residual: Float32
+    """(B, C) mean squared reconstruction error of each channel, in normalised units; never negative."""
+
+
+class Backend(Protocol):
+    name: str
+
+    def run(self, x: Float32) -> Outputs:
+        """Windows (B, C, N) in the units of the sensor; the graph normalises them itself."""
+        ...
+
+
+class OnnxBackend:
+    """ONNX Runtime on one thread: on a small board the other cores belong to the reader, the broker and the user."""
+
+    name = "onnxruntime"
+
+    def __init__(self, model: bytes) -> None:
+        try:
+            import onnxruntime  # here, because a board with another runtime has none
+        except ImportError:
+            raise BundleError("the model needs ONNX Runtime, which is not installed: pip install onnxruntime") from None
+        onnxruntime.set_default_logger_severity(3)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        # The arena keeps every peak for ever; with these small models it buys no speed and costs resident memory.
+        options.enable_cpu_mem_arena = False
+        try:
+            self._session: Any = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            (self._input,) = (entry.name for entry in self._session.get_inputs())
+        except Exception as error:  # ONNX Runtime raises bare pybind classes, one per status code, without a common base
+            raise BundleError(f"ONNX Runtime cannot load the model: {str(error).splitlines()[0]}") from None
+        names = {entry.name for entry in self._session.get_outputs()}
+        if not {"embedding", "residual"} <= names:
+            raise BundleError(f"the model gives {', '.join(sorted(names))}; an encoder gives embedding and residual")
+
+    def run(self, x: Float32) -> Outputs:
+        embedding, residual = self._session.run(("embedding", "residual"), {self._input: x})
+        return Outputs(embedding, residual)
+
+
+def open_backend(model: bytes) -> Backend:
+    """A backend for the bytes of `model.onnx`, whose SHA-256 the caller has checked. Raises `BundleError`."""
+    return OnnxBackend(model)
+
+
+def run_in_slices(backend: Backend, x: Float32, size: int = 128) -> Outputs:
+    """`backend.run`, at most `size` windows at a time, so that a burst never needs more memory than that."""
+    if len(x) <= size:
+        return backend.run(x)
+    parts = [backend.run(x[at : at + size]) for at in range(0, len(x), size)]
+    return Outputs(np.concatenate([p.embedding for p in parts]), np.concatenate([p.residual for p in parts]))

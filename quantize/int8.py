@@ -1,0 +1,69 @@
+"""fp32 ONNX → int8 ONNX.
+
+Convolutions and the sums between them become int8; normalisation, pooling, residual and every layer named `project` stay
+float. Activations are unsigned: on x86 signed ones are slower than float. QOperator, not QDQ: in QDQ form ONNX Runtime
+quantizes the float consumers of a tensor too when another consumer asks for it, and the residual is such a consumer.
+"""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edge.errors import GateError
+from edge.signal import Float32
+from quantize.ranges import WindowReader
+
+FLOAT_LAYER = "project"
+"""Layers with this in the name of their weights stay float: few weights, and every error of theirs is an error of the score."""
+
+
+def quantize_int8(model: Path, windows: Float32, out: Path) -> None:
+    """Write `out` with activation ranges from `windows` (B, C, N), see `quantize.ranges.representative`.
+
+    Raises `GateError` when the model has nothing to quantize.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    graph = onnx.load(str(model)).graph
+    nodes = convolutions(graph)
+    if not nodes:
+        raise GateError(f"{model.name} has no convolution to quantize; ship it as float")
+    with tempfile.TemporaryDirectory(prefix="amiss-int8-") as folder:
+        shaped = Path(folder) / "shaped.onnx"
+        # Shapes are what lets the quantizer see which sums join two quantized tensors.
+        onnx.save(onnx.shape_inference.infer_shapes(onnx.load(str(model))), str(shaped))
+        quiet = logging.getLogger()
+        level = quiet.level
+        quiet.setLevel(logging.ERROR)  # it suggests pre-processing that has been done
+        try:
+            quantize_static(
+                str(shaped),
+                str(out),
+                WindowReader(windows),
+                quant_format=QuantFormat.QOperator,
+                op_types_to_quantize=["Conv", "Add", "Relu"],
+                nodes_to_quantize=nodes,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+        finally:
+            quiet.setLevel(level)
+
+
+def convolutions(graph: Any) -> list[str]:
+    """Names of the nodes that become int8: convolutions that are not to stay float, and the sums of their outputs."""
+    by_output = {output: node for node in graph.node for output in node.output}
+    chosen = [node for node in graph.node if node.op_type == "Conv" and not any(FLOAT_LAYER in name for name in node.input)]
+    names = {node.name for node in chosen}
+
+    # A ReLU behind an int8 node costs nothing once it is part of that node's range; left float it would cost two conversions.
+    for node in graph.node:  # in order of computation, so a sum of sums is found too
+        inputs = [by_output.get(tensor) for tensor in node.input]
+        if node.op_type in ("Add", "Relu") and all(before is not None and before.name in names for before in inputs):
+            names.add(node.name)
+    return [node.name for node in graph.node if node.name in names]

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge.scoring.calibrate import Calibrator
+
+
+def test_p_values_on_fresh_normal_scores_are_no_smaller_than_uniform() -> None:
+    """The promise P(p ≤ α) ≤ α, averaged over calibrations, with its control: in-sample scores do not keep it."""
+    rng = np.random.default_rng(0)
+    kept = []
+    for _ in range(300):
+        calibrator = Calibrator.fit(rng.gamma(2.0, size=99).astype(np.float32))
+        kept.append((calibrator.p_value(rng.gamma(2.0, size=200).astype(np.float32)) <= 0.05).mean())
+    assert np.mean(kept) == pytest.approx(0.05, abs=0.006)
+    overfitted = Calibrator.fit(rng.gamma(2.0, size=99).astype(np.float32) * 0.8)
+    assert (overfitted.p_value(rng.gamma(2.0, size=20000).astype(np.float32)) <= 0.05).mean() > 0.07
+
+
+@given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=60), st.floats(-10, 200, width=32))
+def test_p_is_within_its_bounds_and_counts_what_is_at_least_as_strange(scores: list[float], score: float) -> None:
+    calibrator = Calibrator.fit(np.array(scores, np.float32))
+    (p,) = calibrator.p_value(np.array([score], np.float32))
+    assert calibrator.floor <= p <= 1
+    assert p == pytest.approx((1 + sum(s >= np.float32(score) for s in np.array(scores, np.float32))) / (len(scores) + 1))
+
+
+@given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=60), st.floats(0.001, 1))
+def test_score_at_is_the_lowest_score_that_is_this_rare(scores: list[float], p_value: float) -> None:
+    calibrator = Calibrator.fit(np.array(scores, np.float32))
+    score = calibrator.score_at(p_value)
+    if np.isfinite(score) and score > 0:
+        at, below = calibrator.p_value(np.array([score, np.nextafter(np.float32(score), np.float32(-np.inf))], np.float32))
+        assert at <= p_value + 1e-9
+        assert below > p_value - 1e-9
+    elif np.isinf(score):
+        assert p_value < calibrator.floor
+
+
+def test_infinitely_strange_is_as_rare_as_it_gets() -> None:
+    calibrator = Calibrator.fit(np.arange(9, dtype=np.float32))
+    assert calibrator.p_value(np.array([np.inf], np.float32)) == calibrator.floor == 0.1
+
+
+def test_nothing_to_calibrate_on_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 scores"):
+        Calibrator.fit(np.empty(0, np.float32))

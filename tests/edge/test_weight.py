@@ -1,0 +1,93 @@
+"""What the device must not load, and what it must not do behind its owner's back."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "scipy",
+    "sklearn",
+    "pandas",
+    "matplotlib",
+    "iotcore",
+    "hypothesis",
+    "trainer",
+    "quantize",
+)
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import edge.agent, edge.bundle, edge.operating.check, edge.operating.score, edge.operating.record, edge.testing",
+        "import amiss",
+    ],
+)
+def test_the_device_loads_nothing_heavy(code: str) -> None:
+    assert loaded_after(code).isdisjoint(HEAVY)
+
+
+def test_the_check_would_notice() -> None:
+    assert "torch" in loaded_after("import torch")
+
+
+def test_front_door_answers_without_numpy() -> None:
+    assert loaded_after("import amiss").isdisjoint({"numpy", "onnxruntime", "paho"})
+
+
+def test_the_device_install_asks_for_nothing_heavy() -> None:
+    """`pip install .`: the requirements of the package itself and of everything they require."""
+    from importlib.metadata import requires
+
+    from packaging.requirements import Requirement
+
+    def needed(name: str, seen: set[str]) -> set[str]:
+        for line in requires(name) or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                key = requirement.name.lower().replace("_", "-")
+                if key not in seen:
+                    seen.add(key)
+                    needed(key, seen)
+        return seen
+
+    device = needed("amiss", set())
+    assert {"numpy", "onnxruntime", "paho-mqtt", "pyserial"} <= device
+    assert device.isdisjoint({"torch", "onnx", "scipy", "pandas", "scikit-learn", "sympy", "pydantic"})
+
+
+def test_onnxruntime_writes_no_telemetry(tmp_path: Path) -> None:
+    """With its control: the same runtime without our switch does write (if it does not, this test has lost its meaning)."""
+
+    def files_after(first_line: str) -> list[Path]:
+        home = tmp_path / str(len(list(tmp_path.iterdir())))
+        home.mkdir()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))} | {"HOME": str(home)}
+        code = f"""
+{first_line}
+import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.small_bundle import graph, normal
+import onnxruntime, time
+session = onnxruntime.InferenceSession(graph(), providers=["CPUExecutionProvider"])
+session.run(None, {{"window": normal(16)[None]}})
+del session
+time.sleep(1)
+"""
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+        return [path for path in home.rglob("*") if path.is_file()]
+
+    assert files_after("import edge.scoring.backends") == []
+    control = files_after("import os; os.environ['ORT_DISABLE_TELEMETRY'] = '0'")
+    assert control, "onnxruntime wrote nothing even when it was allowed to: this test can no longer fail"

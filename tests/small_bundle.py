@@ -1,0 +1,83 @@
+"""A real bundle that is small and quick to build: an ONNX graph of means, no training."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from edge.bundle import ChannelSpec, Manifest, pack_arrays, pack_head, write_bundle
+from edge.scoring.backends import OnnxBackend, run_in_slices
+from edge.scoring.calibrate import Calibrator
+from edge.scoring.explain import Explainer
+from edge.scoring.scorers import SCORERS, features
+from edge.sensing.windows import MissingPolicy
+
+CHANNELS = ("vibration", "current")
+
+
+def graph(channels: int = 2, length: int = 16) -> bytes:
+    """embedding = mean of each channel, residual = mean square of each channel."""
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", channels, length])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels]) for name in ("embedding", "residual")
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [2])
+    nodes = [
+        helper.make_node("ReduceMean", ["window", "axes"], ["embedding"], keepdims=0),
+        helper.make_node("Mul", ["window", "window"], ["square"]),
+        helper.make_node("ReduceMean", ["square", "axes"], ["residual"], keepdims=0),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "means", [window], outputs, [axes]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def normal(n: int, seed: int = 0) -> npt.NDArray[np.float32]:
+    """(2, n) of ordinary noise."""
+    return np.random.default_rng(seed).normal(size=(2, n)).astype(np.float32)
+
+
+def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) -> tuple[Manifest, dict[str, bytes]]:
+    model = graph(2, length)
+    backend = OnnxBackend(model)
+    x = normal(windows * length).reshape(2, windows, length).transpose(1, 0, 2).copy()
+    outputs = run_in_slices(backend, x)
+    z = features(outputs)
+    half = windows // 2
+    fitted = SCORERS[scorer].fit(z[:half])
+    calibrator = Calibrator.fit(fitted.score(z[half:]))
+    golden = run_in_slices(backend, x[:4])
+    manifest = Manifest(
+        name="small",
+        version="1",
+        created="2026-01-01T00:00:00Z",
+        channels=tuple(ChannelSpec(name) for name in CHANNELS),
+        rate_hz=100.0,
+        window=length,
+        hop=length // 4,
+        missing=MissingPolicy(),
+        scorer=scorer,
+        calibration_windows=calibrator.windows,
+        calibration_floor=calibrator.floor,
+        precision="float32",
+        precision_reason="a test",
+        golden_tolerance=1e-4,
+    )
+    return manifest, {
+        "model.onnx": model,
+        "head.npz": pack_head(fitted, calibrator, Explainer.fit(outputs)),
+        "golden.npz": pack_arrays(
+            {"x": x[:4], "embedding": golden.embedding, "residual": golden.residual, "score": fitted.score(features(golden))}
+        ),
+        "README.md": b"# small\n",
+        "bom.cdx.json": b"{}\n",
+    }
+
+
+def build(path: Path, length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) -> Path:
+    write_bundle(path, *members(length, scorer, windows))
+    return path

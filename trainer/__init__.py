@@ -1,0 +1,11 @@
+"""Learning what normal looks like, from recordings without labels. Needs PyTorch; never runs on the device.
+
+    recordings ──data──▶ windows ──train──▶ RUN directory ──checkpoint──▶ Detector ──quantize──▶ bundle
+
+- `recipes`: recipe.toml → frozen structs; every default lives there;
+- `data`: recordings → windows, through the device's own code, and the split in time;
+- `encoders`, `pretexts`: one file per idea; `model` puts normalisation, encoder and residual into the exported graph;
+- `train`: the loop (read this first);
+- `evaluate`, `metrics`: labelled recordings through `edge.pipeline`, and figures;
+- `datasets`: public data sets, fetched by commit and SHA-256.
+"""

@@ -1,0 +1,25 @@
+"""Encoders: (B, C, N) normalised windows → (B, D, T) maps. One file each; a new one is named in `ENCODERS`."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from trainer.encoders.tcn import Tcn
+from trainer.recipes import EncoderRecipe
+
+
+class Encoder(Protocol):
+    """A `torch.nn.Module`. What is to stay float in int8 is a submodule whose name is `project`."""
+
+    dimension: int
+    """D."""
+    stride: int
+    """T = ceil(N / stride)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, N) → (B, D, T), for every N that is at least one stride."""
+
+
+ENCODERS: dict[str, Callable[[int, EncoderRecipe], Tcn]] = {"tcn": Tcn}
+"""kind → constructor from the number of channels and the recipe."""

@@ -1,0 +1,63 @@
+"""A temporal convolutional network that is small, folds and quantizes well.
+
+Dilated residual blocks after Bai, Kolter & Koltun, "An Empirical Evaluation of Generic Convolutional and Recurrent Networks
+for Sequence Modeling" (2018), with the depthwise-separable convolutions of Howard et al., "MobileNets" (2017).
+Not causal: a window is judged when it is complete, so every step may look both ways.
+"""
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from trainer.recipes import EncoderRecipe
+
+
+def convolution(inside: int, outside: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution in time with "same" padding, without bias.
+
+    Written in two dimensions with kernel (1, k): ONNX Runtime has its fast blocked path for four-dimensional tensors only,
+    and is 2.1 to 2.3 times faster for the same numbers.
+    """
+    padding = (0, dilation * (kernel - 1) // 2)
+    return nn.Conv2d(
+        inside, outside, (1, kernel), stride=(1, stride), padding=padding, dilation=(1, dilation), groups=groups, bias=False
+    )
+
+
+class Block(nn.Module):
+    """Depthwise, then pointwise, around a shortcut."""
+
+    def __init__(self, width: int, kernel: int, *, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Sequential(
+            convolution(width, width, kernel, stride=stride, dilation=dilation, groups=width), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        # No shortcut where the length changes. ReLU after the sum keeps every tensor between layers one-sided, which is
+        # what unsigned int8 activations want.
+        self.pointwise = nn.Sequential(convolution(width, width, 1), nn.BatchNorm2d(width))
+        self.shortcut = stride == 1
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pointwise(self.depthwise(x))
+        return cast(Tensor, self.relu(x + y if self.shortcut else y))
+
+
+class Tcn(nn.Module):
+    """(B, C, N) → (B, D, T) with T = ceil(N / stride)."""
+
+    def __init__(self, channels: int, recipe: EncoderRecipe) -> None:
+        super().__init__()
+        self.dimension, self.stride = recipe.embedding, recipe.stride
+        width, kernel = recipe.width, recipe.kernel
+        self.stem = nn.Sequential(convolution(channels, width, kernel, stride=2), nn.BatchNorm2d(width), nn.ReLU())
+        halvings = recipe.stride.bit_length() - 2  # what is left of the stride behind the stem
+        blocks = [Block(width, kernel, stride=2, dilation=1) for _ in range(halvings)]
+        blocks += [Block(width, kernel, stride=1, dilation=2**i) for i in range(max(0, recipe.depth - halvings))]
+        self.blocks = nn.Sequential(*blocks)
+        self.project = nn.Conv2d(width, self.dimension, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(2)  # (B, C, 1, N)
+        x = self.blocks(self.stem(x))  # (B, W, 1, T)
+        return cast(Tensor, self.project(x)).squeeze(2)  # (B, D, T)

@@ -1,0 +1,143 @@
+"""recipe.toml → frozen structs. Defaults live here and nowhere else.
+
+A recipe and the recordings are all that a run depends on; a run keeps a copy of its recipe.
+"""
+
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge.config import refuse_unknown_keys
+from edge.errors import ConfigError, NoInputError
+from edge.sensing.windows import MissingPolicy
+
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+
+
+class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: Literal["tcn"] = "tcn"
+    width: Annotated[int, Meta(ge=4, le=512)] = 32
+    """Channels inside the encoder. A multiple of 8 is fastest in int8."""
+    depth: Annotated[int, Meta(ge=1, le=12)] = 4
+    """Blocks; the n-th looks 2ⁿ⁻¹ times as far as the first."""
+    kernel: Annotated[int, Meta(ge=1, le=31)] = 5
+    """Taps of each convolution in time; odd."""
+    embedding: Annotated[int, Meta(ge=2, le=256)] = 16
+    """D. Smaller than channels × stride, or the reconstruction learns to copy what is strange too."""
+    stride: Literal[2, 4, 8] = 4
+    """Samples per step of the encoder: T = N / stride."""
+
+
+class PretextRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: Literal["masked"] = "masked"
+    time_ratio: Share = 0.3
+    """Share of the time patches that is hidden in all channels at once."""
+    patch: Count = 8
+    """Samples in a time patch."""
+    channel_ratio: Share = 0.2
+    """Chance of each channel to be hidden for the whole window."""
+    visible_weight: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Weight of the error on what was not hidden. On the device nothing is hidden, so 0 would leave the residual untrained."""
+
+
+class TrainingRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    steps: Count = 600
+    batch: Annotated[int, Meta(ge=2)] = 64
+    lr: Positive = 3e-3
+    weight_decay: Annotated[float, Meta(ge=0)] = 1e-2
+    held_back: Annotated[float, Meta(gt=0, lt=1)] = 0.3
+    """Share of each recording, at its end, that the encoder does not see and that the calibration is made from."""
+    seed: Annotated[int, Meta(ge=0)] = 0
+    threads: Count = 2
+    """Part of the recipe because the order of summation, and with it the last bit, depends on it."""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of recipe.toml; an empty file is a recipe."""
+
+    data: tuple[str, ...] = ()
+    """Recordings or directories of them, of normal operation. A relative path is looked up beside the recipe."""
+    window: Annotated[int, Meta(ge=8, le=65536)] = 64
+    """N, samples per window."""
+    hop: Count | None = None
+    """Samples from one window to the next. `None`: a quarter of the window."""
+    rate_hz: Positive | None = None
+    """`None`: as in the recordings."""
+    missing: MissingPolicy = MissingPolicy()
+    encoder: EncoderRecipe = EncoderRecipe()
+    pretext: PretextRecipe = PretextRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    scorer: Literal["mahalanobis", "knn"] = "mahalanobis"
+
+    @property
+    def hop_samples(self) -> int:
+        return self.hop or max(1, self.window // 4)
+
+
+def load(path: Path) -> Recipe:
+    """Read recipe.toml.
+
+    Raises `NoInputError` when there is no such file and `ConfigError`, naming file, key and cure, when it is wrong.
+    """
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise NoInputError(f"{path}: no such recipe; an empty file is one, with every default") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    recipe = parse(data, str(path))
+    found = tuple(name if Path(name).is_absolute() else str(path.parent / name) for name in recipe.data)
+    return msgspec.structs.replace(recipe, data=found)
+
+
+def parse(data: Any, where: str = "recipe") -> Recipe:
+    """Validated recipe from plain dicts; raises `ConfigError`."""
+    refuse_unknown_keys(data, Recipe, where, "")
+    try:
+        recipe = msgspec.convert(data, Recipe)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        key = at.rstrip("`").lstrip(".")
+        raise ConfigError(f"{where}: {key + ': ' if key else ''}{message[0].lower()}{message[1:]}") from None
+    if recipe.encoder.kernel % 2 == 0:
+        raise ConfigError(f"{where}: encoder.kernel: {recipe.encoder.kernel} is even; take {recipe.encoder.kernel + 1}")
+    if recipe.hop_samples > recipe.window:
+        raise ConfigError(f"{where}: hop: {recipe.hop} leaves samples between windows of {recipe.window} that nobody would look at")
+    if recipe.pretext.patch >= recipe.window:
+        raise ConfigError(f"{where}: pretext.patch: {recipe.pretext.patch} is no part of a window of {recipe.window} samples")
+    if recipe.pretext.time_ratio == 0 and recipe.pretext.channel_ratio == 0:
+        raise ConfigError(f"{where}: pretext: nothing is ever hidden; set time_ratio or channel_ratio")
+    return recipe
+
+
+def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """`key=value` pairs, as in `--set training.steps=300`, over a recipe. Values are TOML; bare words are text.
+
+    Raises `ConfigError` when a pair is no such thing, names no key or has a value that does not fit.
+    """
+    data: dict[str, Any] = msgspec.to_builtins(recipe)
+    for pair in overrides:
+        key, equals, text = pair.partition("=")
+        keys = [part.strip() for part in key.split(".")]
+        if not equals or not all(keys):
+            raise ConfigError(f"--set {pair}: expected key=value, for example training.steps=300")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        at = data
+        for part in keys[:-1]:
+            inner = at.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {pair}: `{part}` is a value, it has no keys inside")
+            at = inner
+        at[keys[-1]] = value
+    return parse(data, "--set")
