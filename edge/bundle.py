@@ -20,7 +20,6 @@ The digest of a bundle is the SHA-256 of its file, what `sha256sum` prints. Ever
 
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.config import AlarmConfig
-from edge.errors import BundleError, CannotCreateError, NoInputError
+from edge.errors import BundleError, NoInputError
+from edge.files import at_once
 from edge.pipeline import Pipeline
 from edge.scoring.alerts import AlarmPolicy
 from edge.scoring.backends import Backend, open_backend, run_in_slices
@@ -206,17 +206,8 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in MEMBERS:
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), everything[name])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CannotCreateError(f"{path}: cannot be written: {error.strerror}") from None
+    with at_once(path) as draft:
+        draft.write_bytes(buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """fp32 ONNX → int8 ONNX.
 
-Convolutions and the sums between them become int8; normalisation, pooling, residual and every layer named `project` stay
-float. Activations are unsigned: on x86 signed ones are slower than float. QOperator, not QDQ: in QDQ form ONNX Runtime
+The encoder's convolutions and the sums between them become int8: one conversion in, one out. Normalisation, pooling, the last
+projection and the heads of the pretext stay float. Activations are unsigned: on x86 signed ones are slower than float. QOperator, not QDQ: in QDQ form ONNX Runtime
 quantizes the float consumers of a tensor too when another consumer asks for it, and the residual is such a consumer.
 """
 
@@ -16,8 +16,9 @@ from edge.errors import GateError
 from edge.signal import Float32
 from quantize.ranges import WindowReader
 
-FLOAT_LAYER = "project"
-"""Layers with this in the name of their weights stay float: few weights, and every error of theirs is an error of the score."""
+INT8_WEIGHTS = "encoder."
+FLOAT_WEIGHTS = "encoder.project."
+"""How the names of weights begin. The projection has few weights, and every error of its is one of the score."""
 
 
 def quantize_int8(model: Path, windows: Float32, out: Path) -> None:
@@ -58,8 +59,11 @@ def quantize_int8(model: Path, windows: Float32, out: Path) -> None:
 def convolutions(graph: Any) -> list[str]:
     """Names of the nodes that become int8: convolutions that are not to stay float, and the sums of their outputs."""
     by_output = {output: node for node in graph.node for output in node.output}
-    chosen = [node for node in graph.node if node.op_type == "Conv" and not any(FLOAT_LAYER in name for name in node.input)]
-    names = {node.name for node in chosen}
+    names = {
+        node.name
+        for node in graph.node
+        if node.op_type == "Conv" and node.input[1].startswith(INT8_WEIGHTS) and not node.input[1].startswith(FLOAT_WEIGHTS)
+    }
 
     # A ReLU behind an int8 node costs nothing once it is part of that node's range; left float it would cost two conversions.
     for node in graph.node:  # in order of computation, so a sum of sums is found too

@@ -22,11 +22,11 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 
 class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["tcn"] = "tcn"
-    width: Annotated[int, Meta(ge=4, le=512)] = 32
+    width: Annotated[int, Meta(ge=4, le=512)] = 48
     """Channels inside the encoder. A multiple of 8 is fastest in int8."""
     depth: Annotated[int, Meta(ge=1, le=12)] = 4
     """Blocks; the n-th looks 2ⁿ⁻¹ times as far as the first."""
-    kernel: Annotated[int, Meta(ge=1, le=31)] = 5
+    kernel: Annotated[int, Meta(ge=1, le=31)] = 3
     """Taps of each convolution in time; odd."""
     embedding: Annotated[int, Meta(ge=2, le=256)] = 16
     """D. Smaller than channels × stride, or the reconstruction learns to copy what is strange too."""

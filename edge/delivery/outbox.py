@@ -37,6 +37,8 @@ _ALERT, _GAP, _TELEMETRY, _PARKED = range(4)
 _SHIFT = 48
 _MAX_PARKED = 100
 """Refused records are evidence, and a hundred of them are enough of it."""
+_LOG_BYTES = 1024 * 1024
+"""Shorter, and it is copied into the database (two more syncs) more often than every few hundred records."""
 _VERSION = 1
 
 _SCHEMA = (
@@ -85,8 +87,7 @@ class Counts:
 class Outbox:
     """The file at `path`. A record's id is `<device>-<boot>-<sequence>`; `boot` must differ at every start of the agent.
 
-    `max_bytes` bounds the database file; its write-ahead log may take a quarter of that, at most 1 MiB, on top. `clock`
-    gives epoch nanoseconds.
+    `max_bytes` bounds the database file; its write-ahead log takes about 1 MiB on top. `clock` gives epoch nanoseconds.
 
     Raises `CannotCreateError` or `AccessError` when there is no place to write to, and `StorageError` when another agent
     has the file, the disk is full or it fails. Later calls raise only `StorageError`, and then nothing has changed.
@@ -108,7 +109,7 @@ class Outbox:
         self._clock = clock
         self._lock = threading.Lock()
         self._mute: set[str] = set()  # topics whose gap record was refused: the loss is told after the next start
-        _ensure_directory(path.parent)
+        _ensure_writable(path)
         try:
             self._open()
         except sqlite3.DatabaseError as error:
@@ -152,9 +153,10 @@ class Outbox:
     def delivered(self, sequences: Collection[int]) -> None:
         """They have arrived: forget them. One that is gone already was counted as dropped and stays so."""
         with self._lock, self._transaction():
-            keys = [key for sequence in sequences if (key := self._key(sequence)) is not None]
-            self._connection.executemany("DELETE FROM record WHERE key = ?", [(key,) for key in keys])
-            self._count(delivered=len(keys), waiting=-len(keys))
+            for sequence in sequences:
+                if (key := self._key(sequence)) is not None and key >> _SHIFT != _PARKED:
+                    self._connection.execute("DELETE FROM record WHERE key = ?", (key,))
+                    self._count(delivered=1, waiting=-1)
 
     def park(self, sequence: int, reason: str) -> None:
         """It cannot be delivered as things are: keep it out of the way of the others until the next start."""
@@ -171,6 +173,7 @@ class Outbox:
             self._count(waiting=-1, parked=1)
             if self._counts.parked > _MAX_PARKED:
                 self._drop(self._oldest(_PARKED))
+            self._trim()
 
     def parked(self) -> list[Record]:
         """What was refused since the start, and why; oldest first."""
@@ -204,8 +207,7 @@ class Outbox:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             self._page_bytes: int = connection.execute("PRAGMA page_size").fetchone()[0]
-            pages = max(8, min(1024 * 1024, self.max_bytes // 4) // self._page_bytes)
-            connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BYTES // self._page_bytes}")
             connection.execute("BEGIN IMMEDIATE")  # takes the lock, and EXCLUSIVE keeps it
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -217,20 +219,22 @@ class Outbox:
                 raise _Damaged("not an outbox")
             if (found := connection.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
                 raise _Damaged(found)
-            # A new start is a new chance: rights and limits may have been put right while we were away.
-            connection.execute(
-                "UPDATE record SET key = key - ((? - rank) << ?), reason = NULL WHERE key >= ?",
-                (_PARKED, _SHIFT, _PARKED << _SHIFT),
-            )
             accepted, delivered, dropped = connection.execute("SELECT accepted, delivered, dropped FROM tally").fetchone()
-            waiting = connection.execute("SELECT count(*) FROM record").fetchone()[0]
+            kept = connection.execute("SELECT count(*) FROM record").fetchone()[0]
             self._untold = {topic for (topic,) in connection.execute("SELECT topic FROM loss")}
             connection.execute("COMMIT")
         except BaseException:
             connection.close()
             raise
-        self._counts = Counts(accepted, delivered, waiting, 0, dropped)
+        self._counts = Counts(accepted, delivered, kept, 0, dropped)
         self._connection = connection
+        with self._transaction():
+            # A new start is a new chance: rights and limits may have been put right while we were away.
+            self._connection.execute(
+                "UPDATE record SET key = key - ((? - rank) << ?), reason = NULL WHERE key >= ?",
+                (_PARKED, _SHIFT, _PARKED << _SHIFT),
+            )
+            self._trim()  # the budget may be a smaller one
 
     def _move_aside(self, error: Exception) -> None:
         aside = f"{self.path}.damaged"
@@ -356,6 +360,7 @@ class Outbox:
                 )
                 self._insert(_GAP, sequence, topic, topics.encode(payload))
                 self._untold.discard(topic)
+            self._trim()
 
     def _live_bytes(self) -> int:
         pages = self._connection.execute("PRAGMA page_count").fetchone()[0]
@@ -388,7 +393,9 @@ def _record(key: int, topic: str, payload: bytes, time_ns: int, reason: str | No
     return Record(key & ((1 << _SHIFT) - 1), topic, payload, time_ns, reason)
 
 
-def _ensure_directory(path: Path) -> None:
+def _ensure_writable(file: Path) -> None:
+    """SQLite would say of all of this only that it is unable to open the file, or that the disk fails."""
+    path = file.parent
     try:
         missing = [parent for parent in (path, *path.parents) if not parent.exists()]
         path.mkdir(parents=True, exist_ok=True)
@@ -404,5 +411,6 @@ def _ensure_directory(path: Path) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageError(f"{path}: disk full; free some space there or choose another state_dir") from None
         raise CannotCreateError(f"{path}: cannot be created: {error.strerror}; choose another state_dir") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise AccessError(f"{path}: not writable; give it to the user that runs the agent or choose another state_dir")
+    for place in (path, file):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise AccessError(f"{place}: not writable; give it to the user that runs the agent or choose another state_dir")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,7 +36,7 @@ def check(path: Path) -> list[Finding]:
     findings.append(_try("model", lambda: _model(config, bundles)))
     findings.append(_try("state folder", lambda: _state(config)))
     if bundles:
-        findings += [_try(f"port of {name}", lambda name=name: _port(config, name, bundles[0])) for name in config.streams]
+        findings += [_try(f"port of {name}", partial(_port, config, name, bundles[0])) for name in config.streams]
     findings.append(_try("broker", lambda: _broker(config)))
     return findings
 

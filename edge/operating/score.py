@@ -1,13 +1,13 @@
 """`amiss score`: a recording in, one row per row out."""
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
 
 from edge.bundle import Bundle
-from edge.errors import CannotCreateError, DataError
+from edge.errors import DataError
+from edge.files import at_once
 from edge.pipeline import Verdicts
 from edge.sensing.recordings import Recording, format_time, match_channels, read_recording
 from edge.signal import Int64
@@ -28,11 +28,13 @@ def judge_recording(bundle: Bundle, recording: Recording, *, hop: int | None = N
     if not any(len(part) for part in parts):
         raise DataError(f"{recording.name}: too many gaps; nowhere are {manifest.window} samples in a row usable")
     return Verdicts(
-        *(
-            np.concatenate([getattr(p, name) for p in parts])
-            for name in ("start_ns", "end_ns", "score", "p_value", "shares", "alarm")
-        ),
-        events=tuple(event for part in parts for event in part.events),
+        np.concatenate([part.start_ns for part in parts]),
+        np.concatenate([part.end_ns for part in parts]),
+        np.concatenate([part.score for part in parts]),
+        np.concatenate([part.p_value for part in parts]),
+        np.concatenate([part.shares for part in parts]),
+        np.concatenate([part.alarm for part in parts]),
+        tuple(event for part in parts for event in part.events),
     )
 
 
@@ -63,23 +65,16 @@ def score_file(bundle_path: Path, file: Path, out: Path, *, hop: int | None = No
     recording = read_recording(file)
     verdicts = judge_recording(bundle, recording, hop=hop)
     index = rows_to_windows(recording.time_ns, verdicts, newest=newest)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as target:
-            writer = csv.writer(target, lineterminator="\n")
-            writer.writerow(["time", "score", "p_value", "alarm", *bundle.channels])
-            for time_ns, i in zip(recording.time_ns.tolist(), index.tolist(), strict=True):
-                if i < 0:
-                    writer.writerow([format_time(time_ns), "", "", "", *([""] * len(bundle.channels))])
-                else:
-                    shares = [f"{share:.4f}" for share in verdicts.shares[i]]
-                    row = [f"{verdicts.score[i]:.6g}", f"{verdicts.p_value[i]:.6g}", int(verdicts.alarm[i])]
-                    writer.writerow([format_time(time_ns), *row, *shares])
-        os.replace(temporary, out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CannotCreateError(f"{out}: cannot be written: {error.strerror}") from None
+    with at_once(out) as draft, draft.open("w", encoding="utf-8", newline="") as target:
+        writer = csv.writer(target, lineterminator="\n")
+        writer.writerow(["time", "score", "p_value", "alarm", *bundle.channels])
+        for time_ns, i in zip(recording.time_ns.tolist(), index.tolist(), strict=True):
+            if i < 0:
+                writer.writerow([format_time(time_ns), "", "", "", *([""] * len(bundle.channels))])
+            else:
+                shares = [f"{share:.4f}" for share in verdicts.shares[i]]
+                row = [f"{verdicts.score[i]:.6g}", f"{verdicts.p_value[i]:.6g}", int(verdicts.alarm[i])]
+                writer.writerow([format_time(time_ns), *row, *shares])
     episodes = sum(event.type == "anomaly_started" for event in verdicts.events)
     silent = int((index < 0).sum())
     return f"{out}: {len(index)} rows, {len(verdicts)} windows, {episodes} episode{'' if episodes == 1 else 's'}" + (

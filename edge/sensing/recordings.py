@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edge.errors import CannotCreateError, DataError, NoInputError
+from edge.errors import DataError, NoInputError
+from edge.files import at_once
 from edge.signal import Float32, Int64, Samples
 
 TIME_NAMES = ("time", "timestamp", "datetime")
@@ -135,19 +136,13 @@ def match_channels(recording: Recording, channels: Sequence[str]) -> Recording:
 
 def write_recording(path: Path, recording: Recording) -> None:
     """Write CSV; `.gz` at the end of the name compresses. Raises `CannotCreateError`."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_for_writing(path) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            label = recording.label
-            writer.writerow(["time", *recording.channels, *(["label"] if label is not None else [])])
-            for i in range(len(recording.time_ns)):
-                values = ["" if np.isnan(v) else f"{v:.9g}" for v in recording.x[:, i]]
-                writer.writerow(
-                    [format_time(int(recording.time_ns[i])), *values, *([int(label[i])] if label is not None else [])]
-                )
-    except OSError as error:
-        raise CannotCreateError(f"{path}: cannot be written: {error.strerror}") from None
+    with at_once(path) as draft, _open_for_writing(draft, compressed=path.name.endswith(".gz")) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        label = recording.label
+        writer.writerow(["time", *recording.channels, *(["label"] if label is not None else [])])
+        for i in range(len(recording.time_ns)):
+            values = ["" if np.isnan(v) else f"{v:.9g}" for v in recording.x[:, i]]
+            writer.writerow([format_time(int(recording.time_ns[i])), *values, *([int(label[i])] if label is not None else [])])
 
 
 def format_time(time_ns: int) -> str:
@@ -156,8 +151,8 @@ def format_time(time_ns: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest // 1000:06d}Z"
 
 
-def _open_for_writing(path: Path) -> io.TextIOBase:
-    if path.name.endswith(".gz"):
+def _open_for_writing(path: Path, *, compressed: bool) -> io.TextIOBase:
+    if compressed:
         return gzip.open(path, "wt", encoding="utf-8", newline="")
     return path.open("w", encoding="utf-8", newline="")
 

@@ -170,7 +170,7 @@ def test_a_failed_write_leaves_the_old_bundle_and_no_crumbs(tmp_path: Path, monk
     def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edge.bundle.os.fsync", full)
+    monkeypatch.setattr("edge.files.os.fsync", full)
     with pytest.raises(AmissError, match="No space left"):
         small_bundle.build(path, windows=300)
     assert path.read_bytes() == before

@@ -1,8 +1,11 @@
 """A temporal convolutional network that is small, folds and quantizes well.
 
 Dilated residual blocks after Bai, Kolter & Koltun, "An Empirical Evaluation of Generic Convolutional and Recurrent Networks
-for Sequence Modeling" (2018), with the depthwise-separable convolutions of Howard et al., "MobileNets" (2017).
-Not causal: a window is judged when it is complete, so every step may look both ways.
+for Sequence Modeling" (2018), with one convolution a block. Not causal: a window is judged when it is complete, so every step
+may look both ways.
+
+Whole convolutions, not depthwise-separable ones. Those have a quarter of the weights, but ONNX Runtime runs them in int8 at
+0.7 to 0.8 times the speed of float (x86, 1 thread), and these at 1.1 to 1.7 times, for the same latency in float.
 """
 
 from typing import cast
@@ -11,35 +14,34 @@ from torch import Tensor, nn
 
 from trainer.recipes import EncoderRecipe
 
+STEM_KERNEL = 5
 
-def convolution(inside: int, outside: int, kernel: int, *, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution in time with "same" padding, without bias.
+
+def convolution(inside: int, outside: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """A convolution in time with "same" padding, and its normalisation, which is folded into it on export.
 
     Written in two dimensions with kernel (1, k): ONNX Runtime has its fast blocked path for four-dimensional tensors only,
     and is 2.1 to 2.3 times faster for the same numbers.
     """
     padding = (0, dilation * (kernel - 1) // 2)
-    return nn.Conv2d(
-        inside, outside, (1, kernel), stride=(1, stride), padding=padding, dilation=(1, dilation), groups=groups, bias=False
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, (1, kernel), stride=(1, stride), padding=padding, dilation=(1, dilation), bias=False),
+        nn.BatchNorm2d(outside),
     )
 
 
 class Block(nn.Module):
-    """Depthwise, then pointwise, around a shortcut."""
+    """relu(x + convolution(x)); without the shortcut where the length changes."""
 
     def __init__(self, width: int, kernel: int, *, stride: int, dilation: int) -> None:
         super().__init__()
-        self.depthwise = nn.Sequential(
-            convolution(width, width, kernel, stride=stride, dilation=dilation, groups=width), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        # No shortcut where the length changes. ReLU after the sum keeps every tensor between layers one-sided, which is
-        # what unsigned int8 activations want.
-        self.pointwise = nn.Sequential(convolution(width, width, 1), nn.BatchNorm2d(width))
+        self.convolution = convolution(width, width, kernel, stride=stride, dilation=dilation)
         self.shortcut = stride == 1
+        # Last, so that every tensor between blocks is one-sided, which is what unsigned int8 activations want.
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.pointwise(self.depthwise(x))
+        y = self.convolution(x)
         return cast(Tensor, self.relu(x + y if self.shortcut else y))
 
 
@@ -50,7 +52,7 @@ class Tcn(nn.Module):
         super().__init__()
         self.dimension, self.stride = recipe.embedding, recipe.stride
         width, kernel = recipe.width, recipe.kernel
-        self.stem = nn.Sequential(convolution(channels, width, kernel, stride=2), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(convolution(channels, width, STEM_KERNEL, stride=2), nn.ReLU())
         halvings = recipe.stride.bit_length() - 2  # what is left of the stride behind the stem
         blocks = [Block(width, kernel, stride=2, dilation=1) for _ in range(halvings)]
         blocks += [Block(width, kernel, stride=1, dilation=2**i) for i in range(max(0, recipe.depth - halvings))]

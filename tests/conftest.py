@@ -1,0 +1,12 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mosquitto import Mosquitto
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A broker that takes everybody. Fails, and does not skip, where none is installed: without it nothing is shown."""
+    with Mosquitto(tmp_path / "broker") as broker:
+        yield broker
