@@ -28,7 +28,7 @@ from edge.delivery import Delivery, topics
 from edge.delivery.mqtt import MqttSink
 from edge.delivery.outbox import Kind, Outbox
 from edge.delivery.topics import ChannelInfo, ClockHealth, HealthPayload, InfoPayload, ModelInfo, StatePayload, StreamHealth
-from edge.errors import SourceLostError
+from edge.errors import SourceLostError, UndeliveredError
 from edge.event import Event
 from edge.operating import system
 from edge.pipeline import Pipeline, Verdicts
@@ -100,7 +100,10 @@ class Agent:
         self.delivery = Delivery(MqttSink(config.mqtt, config.node), self.outbox)
 
     def run(self) -> None:
-        """Raises what a thread died of. What the broker did not take by the end waits in the outbox for the next start."""
+        """Raises what a thread died of, and with `once` `UndeliveredError` when the broker did not take everything.
+
+        What it did not take waits in the outbox for the next start.
+        """
         threads = [
             threading.Thread(target=self._guard, args=(stream,), name=f"stream-{stream.name}", daemon=True)
             for stream in self.streams
@@ -126,6 +129,11 @@ class Agent:
             self.outbox.close()
         if self._failure is not None:
             raise self._failure
+        if self._once and (waiting := self.outbox.counts.waiting):
+            raise UndeliveredError(
+                f"{waiting} record{' waits' if waiting == 1 else 's wait'} in {self.outbox.path}: {self.delivery.trouble}; "
+                "delivered at the next start"
+            )
 
     def stop(self) -> None:
         """Ask `run` to end; safe from a signal handler."""

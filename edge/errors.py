@@ -12,7 +12,8 @@
     ├── SinkRejectedError       77   park the record; the others go on
     ├── AccessError             77   fix rights or credentials
     ├── CannotCreateError       73   choose another place to write to
-    └── StorageError            74   free space, replace the disk
+    ├── StorageError            74   free space, replace the disk
+    └── UndeliveredError        75   nothing is lost: start again when the broker is back
 
 Damaged bytes, lost samples and an absent broker are ordinary life: they are counted, not raised. Everything that is not
 in this tree is a bug and ends the process; the service manager starts it again.
@@ -71,3 +72,7 @@ class CannotCreateError(AmissError):
 
 class StorageError(AmissError):
     exit_code = 74
+
+
+class UndeliveredError(AmissError):
+    exit_code = 75

@@ -69,5 +69,5 @@ class Detector(nn.Module):
         level, x = self.normalise(window)
         encoded = self.encoder(x)  # (B, D, T)
         mean = encoded.mean(2)
-        spread = ((encoded - mean.unsqueeze(2)).square().mean(2) + 1e-6).sqrt()
+        spread = 0.5 * ((encoded - mean.unsqueeze(2)).square().mean(2) + 1e-4).log()
         return torch.cat([mean, spread, level], dim=1), self.pretext.residual(x, encoded)

@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import small_bundle
 
 from edge.bundle import MEMBERS, Bundle, pack_arrays, verify, write_bundle
 from edge.errors import AmissError, BundleError, CannotCreateError, NoInputError
-from tests import small_bundle
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_self_test_notices_another_model_under_the_same_golden_windows(whole: by
     golden = dict(np.load(io.BytesIO(members["golden.npz"])))
     golden["score"] = golden["score"] * 1.01
     write_bundle(tmp_path / "b.amiss", manifest, {**members, "golden.npz": pack_arrays(golden)})
-    with pytest.raises(BundleError, match="self-test failed: .* differ"):
+    with pytest.raises(BundleError, match=r"self-test failed: .* differ"):
         Bundle.open(tmp_path / "b.amiss").self_test()
 
 

@@ -65,7 +65,7 @@ def test_environment_goes_before_file(tmp_path: Path) -> None:
 def test_a_mistake_in_the_environment_is_a_line_too(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mqtt\.port: expected `int"):
         load(tmp_path, SMALLEST, {"AMISS_MQTT__PORT": "many"})
-    with pytest.raises(ConfigError, match="AMISS_MQTT__PASSWORD_FILE=.*cannot be read"):
+    with pytest.raises(ConfigError, match=r"AMISS_MQTT__PASSWORD_FILE=.*cannot be read"):
         load(tmp_path, SMALLEST, {"AMISS_MQTT__PASSWORD_FILE": str(tmp_path / "none")})
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_bundle import build, normal
 
 from edge.bundle import Bundle
 from edge.config import AlarmConfig
 from edge.errors import ConfigError
 from edge.event import Event
 from edge.signal import Float32, Samples
-from tests.small_bundle import build, normal
 
 PERIOD = 10_000_000
 
@@ -34,9 +34,7 @@ def feed(bundle: Bundle, samples: Samples, cuts: Iterable[int] = ()) -> list[Eve
     pipeline = bundle.pipeline()
     edges = [0, *cuts, len(samples)]
     return [
-        event
-        for a, b in itertools.pairwise(edges)
-        for event in pipeline.feed(Samples(samples.time_ns[a:b], samples.x[:, a:b]))
+        event for a, b in itertools.pairwise(edges) for event in pipeline.feed(Samples(samples.time_ns[a:b], samples.x[:, a:b]))
     ]
 
 

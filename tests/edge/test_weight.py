@@ -77,8 +77,8 @@ def test_onnxruntime_writes_no_telemetry(tmp_path: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("ORT_", "XDG_"))} | {"HOME": str(home)}
         code = f"""
 {first_line}
-import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from tests.small_bundle import graph, normal
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from small_bundle import graph, normal
 import onnxruntime, time
 session = onnxruntime.InferenceSession(graph(), providers=["CPUExecutionProvider"])
 session.run(None, {{"window": normal(16)[None]}})

@@ -525,6 +525,7 @@ class OutboxMachine(RuleBasedStateMachine):
         queue.remove(sequence)
         self.parked[sequence] = queue
         self.outbox.park(sequence, "why not")
+        self.forget_dropped()
 
     @rule()
     def start_again(self) -> None:
@@ -535,6 +536,7 @@ class OutboxMachine(RuleBasedStateMachine):
             queue.append(sequence)
             queue.sort()
         self.parked.clear()
+        self.forget_dropped()
 
     @invariant()
     def accounts_for_everything(self) -> None:

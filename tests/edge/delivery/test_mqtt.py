@@ -1,0 +1,679 @@
+"""Sessions and delivery against a real Mosquitto; a scripted broker only for what no real one does on command."""
+
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import paho.mqtt.client as paho
+import pytest
+from mosquitto import Authority, Listener, Mosquitto, free_port, until
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from edge.config import MqttConfig, TlsConfig
+from edge.delivery import Delivery, topics
+from edge.delivery.mqtt import MAX_UNACKNOWLEDGED, MqttSink, SessionLostError, connect_once
+from edge.delivery.outbox import Outbox
+from edge.errors import AccessError, AmissError, ConfigError, SinkUnavailableError, StorageError
+from edge.event import Event
+
+NODE = "node-1"
+EVENT_TOPIC = topics.event(NODE, "pump")
+STATE_TOPIC = topics.state(NODE, "pump")
+AVAILABILITY = topics.availability(NODE)
+SOON = (0.05, 0.3)
+"""Back-off of tests: nobody wants to wait."""
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    with closing(Outbox(tmp_path / "outbox.db", device=NODE, boot="b")) as outbox:
+        yield outbox
+
+
+@contextmanager
+def delivering(config: MqttConfig, outbox: Outbox, **options: Any) -> Iterator[Delivery]:
+    delivery = Delivery(MqttSink(config, NODE), outbox, **{"backoff_s": SOON, **options})
+    delivery.start()
+    try:
+        yield delivery
+    finally:
+        delivery.stop(0.0)
+
+
+def put(outbox: Outbox, delivery: Delivery | None = None, topic: str = EVENT_TOPIC) -> str:
+    event = Event(type="anomaly_started", episode=1, time_ns=2_000_000_000, since_ns=1_000_000_000, p_value=0.001)
+
+    def payload(record: str) -> bytes:
+        return topics.encode(
+            topics.event_payload(event, stream="pump", episode_id="e", record=record, offset_ns=time.time_ns())
+        )
+
+    record = outbox.put("alert", topic, payload)
+    if delivery is not None:
+        delivery.wake()
+    return record
+
+
+def records(listener: Listener, topic: str = EVENT_TOPIC) -> list[str]:
+    return [json.loads(payload)["record"] for payload in listener.payloads(topic)]
+
+
+# What is on the bus.
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_a_life_from_birth_to_a_good_end(mosquitto: Mosquitto, outbox: Outbox, version: Any) -> None:
+    with Listener(mosquitto.port) as listener:
+        with delivering(mosquitto.config(version=version), outbox) as delivery:
+            delivery.publish_retained(STATE_TOPIC, b'{"p_value":0.5}', qos=0)
+            delivery.set_availability("pump", True)
+            record = put(outbox, delivery)
+            listener.wait(lambda heard: len(heard) >= 4)
+            until(lambda: outbox.counts.delivered == 1)
+            assert delivery.connected
+            assert (delivery.published, delivery.trouble) == (1, "")
+            assert delivery.health() == topics.MqttHealth(connected=True, queued=0, published=1, dropped=0, parked=0)
+            with Listener(mosquitto.port) as late:  # what is there for who comes later
+                late.wait(lambda heard: len(heard) >= 3)
+                assert {(heard.topic, heard.payload, heard.retained) for heard in late.heard} == {
+                    (AVAILABILITY, b"online", True),
+                    (STATE_TOPIC, b'{"p_value":0.5}', True),
+                    (topics.stream_availability(NODE, "pump"), b"online", True),
+                }
+            delivery.stop(5.0)
+            assert not delivery.connected
+        listener.wait(lambda heard: heard[-1].topic == AVAILABILITY and heard[-1].payload == b"offline")
+        assert listener.payloads(AVAILABILITY) == [b"online", b"offline"]
+        assert records(listener) == [record]
+    assert "amiss-node-1 disconnected." in mosquitto.log.read_text() or "Received DISCONNECT" in mosquitto.log.read_text()
+    delivery.check()
+
+
+def test_mqtt_5_says_what_it_is_and_how_long_it_keeps(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    with Listener(mosquitto.port) as listener, delivering(mosquitto.config(), outbox) as delivery:
+        delivery.set_state(
+            "pump", topics.StatePayload(time="t", time_ns=1, anomaly=False, score=1.0, p_value=0.5, threshold=0.01, model="m")
+        )
+        put(outbox, delivery)
+        listener.wait(lambda heard: {EVENT_TOPIC, STATE_TOPIC} <= {one.topic for one in heard})
+        by_topic = {heard.topic: heard.properties for heard in listener.heard}
+        for topic, kind, expiry_s in (
+            (AVAILABILITY, "text/plain", None),
+            (EVENT_TOPIC, "application/json", 30 * 24 * 3600),
+            (STATE_TOPIC, "application/json", 3600),
+        ):
+            assert getattr(by_topic[topic], "ContentType", None) == kind
+            said = getattr(by_topic[topic], "MessageExpiryInterval", None)
+            assert said == expiry_s or (expiry_s and said and expiry_s - 5 <= said <= expiry_s)
+
+
+def test_the_newest_value_comes_again_with_every_session(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    with delivering(mosquitto.config(), outbox) as delivery:
+        for i in range(50):
+            delivery.publish_retained(STATE_TOPIC, b'{"i":%d}' % i, qos=0)
+        until(lambda: delivery.connected)
+        mosquitto.kill()
+        until(lambda: not delivery.connected)
+        delivery.publish_retained(STATE_TOPIC, b'{"i":"newest"}', qos=0)
+        for name in ("mosquitto.db",):
+            (mosquitto.log.parent / name).unlink(missing_ok=True)  # the broker has forgotten everything
+        mosquitto.start()
+        with Listener(mosquitto.port) as listener:
+            listener.wait(lambda heard: any(one.payload == b'{"i":"newest"}' for one in heard))
+            assert listener.payloads(AVAILABILITY)[-1] == b"online"
+
+
+AGENT = """
+import sys, time
+from pathlib import Path
+from edge.config import MqttConfig
+from edge.delivery import Delivery
+from edge.delivery.mqtt import MqttSink
+from edge.delivery.outbox import Outbox
+outbox = Outbox(Path(sys.argv[2]), device="node-1", boot=sys.argv[3])
+delivery = Delivery(MqttSink(MqttConfig(host="127.0.0.1", port=int(sys.argv[1])), "node-1"), outbox)
+delivery.start()
+while not delivery.connected:
+    time.sleep(0.01)
+print("online", flush=True)
+while True:
+    print(outbox.put("alert", "amiss/node-1/pump/event", lambda record: b'{"record":"%s"}' % record.encode()), flush=True)
+    delivery.wake()
+    time.sleep(0.002)
+"""
+
+
+def test_the_broker_tells_of_a_killed_agent_and_the_next_one_delivers_the_rest(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    accepted = []
+    with Listener(mosquitto.port) as listener:
+        for boot in ("b1", "b2"):
+            arguments = [sys.executable, "-c", AGENT, str(mosquitto.port), str(tmp_path / "o.db"), boot]
+            with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as agent:
+                assert agent.stdout is not None
+                assert agent.stdout.readline() == "online\n"
+                accepted += [agent.stdout.readline().strip() for _ in range(100)]
+                agent.kill()
+                accepted += [line.strip() for line in agent.stdout if line.endswith("\n")]
+        listener.wait(lambda heard: listener.payloads(AVAILABILITY)[-1:] == [b"offline"])
+        with closing(Outbox(tmp_path / "o.db", device=NODE, boot="b3")) as outbox, delivering(mosquitto.config(), outbox):
+            until(lambda: not outbox.counts.waiting)
+        heard = records(listener)
+    assert set(heard) >= set(accepted)
+    assert len(heard) - len(set(heard)) <= 2 * MAX_UNACKNOWLEDGED  # what was under way when it was killed
+    assert listener.payloads(AVAILABILITY)[:4] == [b"online", b"offline", b"online", b"offline"]
+
+
+def test_events_outlive_a_broker_that_is_killed_again_and_again(tmp_path: Path, outbox: Outbox) -> None:
+    # Unlimited in flight: what Mosquitto acknowledges it has then already sent to a listener that is there.
+    with Mosquitto(tmp_path / "broker", options="max_inflight_messages 0\nmax_queued_messages 0") as broker:
+        with Listener(broker.port, EVENT_TOPIC, name="keeper") as listener:
+            broker.save()
+            time.sleep(0.2)
+            with delivering(broker.config(), outbox) as delivery:
+                accepted = []
+                for _ in range(4):
+                    until(lambda: delivery.connected)
+                    for _ in range(60):
+                        accepted.append(put(outbox, delivery))
+                    broker.kill()
+                    accepted.append(put(outbox, delivery))
+                    broker.start()
+                until(lambda: not outbox.counts.waiting)
+                listener.wait(lambda heard: set(accepted) <= {json.loads(one.payload)["record"] for one in heard}, 20)
+    heard = records(listener)
+    assert set(heard) == set(accepted)
+    assert outbox.counts.delivered == len(accepted)
+
+
+def test_an_event_that_waited_is_history(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    old, new = put(outbox), put(outbox)
+    outbox._connection.execute("UPDATE record SET time_ns = time_ns - 61000000000 WHERE key = 1")
+    with Listener(mosquitto.port, EVENT_TOPIC) as listener, delivering(mosquitto.config(), outbox):
+        listener.wait(lambda heard: len(heard) == 2)
+    said = [msgspec.json.decode(payload, type=topics.EventPayload) for payload in listener.payloads(EVENT_TOPIC)]
+    assert {event.record: event.historical for event in said} == {old: True, new: False}
+
+
+def test_stop_delivers_what_it_can_in_its_time(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    with delivering(mosquitto.config(), outbox) as delivery:
+        until(lambda: delivery.connected)
+        for _ in range(200):
+            put(outbox)
+        delivery.stop(10.0)
+        assert outbox.counts.delivered == 200
+
+
+def test_stop_does_not_wait_for_a_broker_that_is_not_there(outbox: Outbox) -> None:
+    put(outbox)
+    with delivering(MqttConfig(host="127.0.0.1", port=free_port()), outbox, backoff_s=(60.0, 60.0)) as delivery:
+        until(lambda: delivery.trouble)
+        begin = time.monotonic()
+        delivery.stop(5.0)
+        assert time.monotonic() - begin < 1.0
+    assert outbox.counts.waiting == 1
+
+
+def test_a_broker_that_stops_answering_cannot_keep_us_from_stopping(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    with Listener(mosquitto.port) as listener:
+        with delivering(mosquitto.config(), outbox) as delivery:
+            until(lambda: delivery.connected)
+            mosquitto.signal(signal.SIGSTOP)
+            put(outbox, delivery)
+            begin = time.monotonic()
+            delivery.stop(0.5)
+            assert time.monotonic() - begin < 2.5
+            mosquitto.signal(signal.SIGCONT)
+        listener.wait(lambda heard: listener.payloads(AVAILABILITY)[-1:] == [b"offline"])  # said by us or by the last will
+    assert outbox.counts.waiting + outbox.counts.delivered == 1
+
+
+# Who is not let in.
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority")
+
+
+def said(config: MqttConfig) -> tuple[type[AmissError], str]:
+    with pytest.raises(AmissError) as caught:
+        connect_once(config, NODE)
+    assert "\n" not in str(caught.value)
+    return type(caught.value), str(caught.value)
+
+
+def test_a_wrong_password(tmp_path: Path) -> None:
+    for version in ("5", "3.1.1"):
+        with Mosquitto(tmp_path / version, password=("pump", "right")) as broker:
+            kind, line = said(broker.config(username="pump", password="wrong", version=version))
+            assert kind is AccessError
+            assert line.startswith(f"broker 127.0.0.1:{broker.port}: does not let user `pump` in (Not authorized")
+            assert line.endswith("check mqtt.username and mqtt.password")
+            assert "a client without a user name" in said(broker.config(version=version))[1]
+            connect_once(broker.config(username="pump", password="right", version=version), NODE)
+
+
+def test_nobody_listens_on_the_port() -> None:
+    port = free_port()
+    kind, line = said(MqttConfig(host="127.0.0.1", port=port))
+    assert kind is SinkUnavailableError
+    assert line == f"broker 127.0.0.1:{port}: refuses the connection; does it run, and is mqtt.port right?"
+
+
+def test_nobody_has_the_name() -> None:
+    kind, line = said(MqttConfig(host="no-such-host.invalid", port=1883))
+    assert kind is SinkUnavailableError
+    assert line == "broker no-such-host.invalid:1883: no such host; check mqtt.host and this network's name service"
+
+
+def test_tls_with_the_authority_and_a_client_certificate(tmp_path: Path, authority: Authority, outbox: Outbox) -> None:
+    cert, key = authority.issue("node-1.example")
+    tls = TlsConfig(ca=authority.ca, cert=cert, key=key)
+    with Mosquitto(tmp_path / "broker", tls=authority, client_certificates=True) as broker:
+        connect_once(broker.config(tls=tls), NODE)
+        with delivering(broker.config(tls=tls), outbox) as delivery:
+            for _ in range(300):
+                put(outbox, delivery)
+            until(lambda: outbox.counts.delivered == 300)
+        kind, line = said(broker.config(tls=TlsConfig(ca=authority.ca)))
+        assert kind is AccessError
+        assert "wants a client certificate: mqtt.tls.cert and mqtt.tls.key" in line
+        foreign = Authority(tmp_path / "foreign").issue("node-1.example")
+        kind, line = said(broker.config(tls=TlsConfig(ca=authority.ca, cert=foreign[0], key=foreign[1])))
+        assert kind is AccessError
+        assert "does not accept mqtt.tls.cert and mqtt.tls.key" in line
+
+
+def test_a_certificate_that_cannot_be_trusted(tmp_path: Path, authority: Authority) -> None:
+    with Mosquitto(tmp_path / "broker", tls=authority) as broker:
+        connect_once(broker.config(tls=TlsConfig(ca=authority.ca)), NODE)
+        for tls in (TlsConfig(), TlsConfig(ca=Authority(tmp_path / "other").ca)):
+            kind, line = said(broker.config(tls=tls))
+            assert kind is AccessError
+            assert "its certificate is not trusted" in line
+            assert line.endswith("set mqtt.tls.ca to the authority that signed it")
+        kind, line = said(broker.config(tls=TlsConfig(ca=authority.ca), host="127.0.0.1"))
+        assert kind is AccessError
+        assert "its certificate is not for `127.0.0.1`; set mqtt.host to the name it is for" in line
+
+
+def test_tls_on_one_side_only(tmp_path: Path, authority: Authority, mosquitto: Mosquitto) -> None:
+    kind, line = said(mosquitto.config(tls=TlsConfig(ca=authority.ca)))
+    assert kind is SinkUnavailableError
+    assert "does this port speak TLS?" in line
+    with Mosquitto(tmp_path / "tls", tls=authority) as broker:
+        kind, line = said(broker.config())
+        assert kind is SinkUnavailableError
+        assert "does it want TLS (an [mqtt.tls] section)?" in line
+
+
+def test_tls_files_are_looked_at_when_built(tmp_path: Path, authority: Authority) -> None:
+    (tmp_path / "text").write_text("no certificate")
+    for tls, line in (
+        (TlsConfig(ca="/nowhere/ca.pem"), "mqtt.tls.ca: /nowhere/ca.pem: no such file"),
+        (TlsConfig(ca=str(tmp_path / "text")), "mqtt.tls.ca: .*: no PEM file that can be used"),
+        (TlsConfig(cert="c.pem"), "`cert` and `key` go together"),
+        (TlsConfig(cert="c.pem", key="k.pem"), "mqtt.tls.cert: c.pem or k.pem: no such file"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            MqttSink(MqttConfig(tls=tls), NODE)
+
+
+def test_what_is_no_broker_at_all() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            server.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        kind, line = said(MqttConfig(host="127.0.0.1", port=server.getsockname()[1]))
+        thread.join()
+    assert kind is SinkUnavailableError
+    assert "hung up instead of answering; is it an MQTT broker" in line
+
+
+def test_a_check_leaves_a_running_agent_alone(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    with Listener(mosquitto.port) as listener, delivering(mosquitto.config(), outbox) as delivery:
+        until(lambda: delivery.connected)
+        connect_once(mosquitto.config(), NODE)
+        put(outbox, delivery)
+        until(lambda: outbox.counts.delivered == 1)
+        assert listener.payloads(AVAILABILITY) == [b"online"]
+
+
+def test_trouble_is_told_once_per_change(tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    broker = Mosquitto(tmp_path / "broker")
+    with delivering(broker.config(), outbox, backoff_s=(0.01, 0.02)) as delivery:
+        until(lambda: "refuses the connection" in delivery.trouble)
+        time.sleep(0.3)  # some 20 attempts
+        with broker:
+            until(lambda: delivery.connected)
+            assert delivery.trouble == ""
+            delivery.stop(1.0)
+    lines = [record.message.partition(f":{broker.port}: ")[2] for record in caplog.records if record.name.startswith("edge")]
+    assert lines == ["refuses the connection; does it run, and is mqtt.port right?", "connected as amiss-node-1"]
+
+
+def test_back_off_grows_to_its_limit_and_is_half_chance(outbox: Outbox) -> None:
+    delivery = Delivery(MqttSink(MqttConfig(), NODE), outbox, chance=lambda: 0.0)
+    waited: list[float] = []
+    now = [0.0]
+
+    def wait(left_s: float) -> None:
+        waited.append(left_s)
+        now[0] += left_s
+
+    delivery._clock, delivery._sink.wait = lambda: now[0], wait  # type: ignore[method-assign]
+    for attempt in range(9):
+        delivery._pause(attempt)
+    delivery._chance = lambda: 1.0
+    delivery._pause(0)
+    delivery._pause(10_000)
+    assert waited == pytest.approx([0.5, 1, 2, 4, 8, 16, 30, 30, 30, 1, 60])
+    delivery.stop(0.0)
+
+
+def test_a_second_agent_of_the_same_name_is_called_that(mosquitto: Mosquitto) -> None:
+    first, second = MqttSink(mosquitto.config(), NODE), MqttSink(mosquitto.config(), NODE)
+    with closing(first), closing(second):
+        first.connect()
+        second.connect()
+        with pytest.raises(SessionLostError, match=r"another client took over as `amiss-node-1`; does a second agent") as lost:
+            while True:
+                first.turn(1.0)
+        assert lost.value.taken_over
+        assert not lost.value.by_broker
+
+
+# What the broker refuses.
+
+ACL = """\
+topic readwrite $SYS/#
+topic read #
+topic write amiss/node-1/availability
+topic write amiss/node-1/pump/event
+"""
+
+
+def test_what_the_broker_forbids_is_parked_and_the_others_flow(
+    tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Mosquitto(tmp_path / "broker", acl=ACL) as broker, Listener(broker.port, EVENT_TOPIC) as listener:
+        forbidden = topics.event(NODE, "secret")
+        for _ in range(30):  # more than may be under way
+            put(outbox, topic=forbidden)
+        allowed = [put(outbox) for _ in range(30)]
+        with delivering(broker.config(), outbox) as delivery:
+            delivery.publish_retained(topics.info(NODE), b"{}")
+            delivery.publish_retained(topics.info(NODE), b'{"again":1}')
+            begin = time.monotonic()
+            listener.wait(lambda heard: len(heard) == 30, 5)
+            until(lambda: outbox.counts.parked == 30)
+            assert time.monotonic() - begin < 5.0
+            assert delivery.health().parked == 30
+        assert records(listener) == allowed
+    assert (outbox.counts.delivered, outbox.counts.waiting) == (30, 0)
+    assert {record.reason for record in outbox.parked()} == {"Not authorized"}
+    assert len([line for line in caplog.messages if line.startswith("amiss/node-1/info: refused: Not authorized")]) == 1
+    assert len([line for line in caplog.messages if "parked until the next start: Not authorized" in line]) == 30
+
+
+def test_what_is_too_large_is_parked_and_the_others_flow(tmp_path: Path, outbox: Outbox) -> None:
+    """The limit that the broker announces (packets), and the one that it only applies (payloads)."""
+    for i, options in enumerate(["max_packet_size 2000", "message_size_limit 2000"]):
+        with Mosquitto(tmp_path / str(i), options=options) as broker, Listener(broker.port, EVENT_TOPIC) as listener:
+            outbox.put("alert", EVENT_TOPIC, b"x" * 3000)
+            record = put(outbox)
+            with delivering(broker.config(), outbox):
+                listener.wait(lambda heard: len(heard) == 1, 5)
+                until(lambda: outbox.counts.waiting == 0)
+            assert records(listener) == [record]
+    reasons = [record.reason or "" for record in outbox.parked()]
+    assert reasons[0] == "3000 bytes; the broker takes packets of up to 2000"
+    assert "too large" in reasons[1].lower()
+
+
+def test_a_broker_that_can_only_hang_up_does_not_stop_the_flow(tmp_path: Path, outbox: Outbox) -> None:
+    """MQTT 3.1.1 has no way to say that a packet is too large: the broker ends the session, every time."""
+    with Mosquitto(tmp_path / "broker", options="max_packet_size 2000") as broker:
+        with Listener(broker.port, "amiss/#") as listener:
+            before = [put(outbox) for _ in range(5)]
+            outbox.put("alert", EVENT_TOPIC, b"x" * 3000)
+            after = [put(outbox) for _ in range(5)]
+            with delivering(broker.config(version="3.1.1"), outbox) as delivery:
+                delivery.publish_retained(STATE_TOPIC, b'{"small":1}', qos=0)
+                delivery.publish_retained(topics.health(NODE), b"y" * 3000, qos=0)
+                listener.wait(lambda heard: len({one.payload for one in heard if one.topic == EVENT_TOPIC}) == 10, 10)
+                until(lambda: outbox.counts.waiting == 0)
+            assert set(records(listener)) == {*before, *after}
+            assert listener.payloads(STATE_TOPIC)
+    assert [record.reason for record in outbox.parked()] == ["the broker hung up on it 3 times"]
+    assert outbox.counts.delivered == 10
+
+
+def test_a_topic_that_mqtt_cannot_carry_is_parked(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    put(outbox, topic="amiss/node-1/#")
+    record = put(outbox)
+    with Listener(mosquitto.port, EVENT_TOPIC) as listener, delivering(mosquitto.config(), outbox):
+        until(lambda: outbox.counts.parked == 1 and outbox.counts.delivered == 1)
+        assert records(listener) == [record]
+
+
+# A broker that does on command what a real one does on a bad day.
+
+
+class Scripted:
+    """Speaks just enough MQTT 3.1.1. `on_publish(packet id, topic)` says what to answer to a QoS 1 publish."""
+
+    def __init__(self, on_publish: Callable[[int, str], bytes] = lambda mid, topic: b"") -> None:
+        self.on_publish = on_publish
+        self.published: list[list[tuple[int, str]]] = []
+        """Packet ids and topics of the QoS 1 messages of each session."""
+        self.pings = True
+        self.connection: socket.socket | None = None
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._server.getsockname()[1])
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                self.connection, _ = self._server.accept()
+                self.published.append([])
+                self._session(self.connection)
+            except OSError:
+                if self._server.fileno() == -1:
+                    return
+
+    def _session(self, connection: socket.socket) -> None:
+        stream = connection.makefile("rb")
+        while head := stream.read(1):
+            length = shift = 0
+            while True:
+                byte = stream.read(1)[0]
+                length |= (byte & 127) << shift
+                shift += 7
+                if byte < 128:
+                    break
+            body = stream.read(length)
+            match head[0] >> 4:
+                case 1:
+                    connection.sendall(b"\x20\x02\x00\x00")
+                case 3 if head[0] & 6:
+                    size = int.from_bytes(body[:2], "big")
+                    topic, mid = body[2 : 2 + size].decode(), int.from_bytes(body[2 + size : 4 + size], "big")
+                    self.published[-1].append((mid, topic))
+                    connection.sendall(self.on_publish(mid, topic))
+                case 12 if self.pings:
+                    connection.sendall(b"\xd0\x00")
+
+    def hang_up(self) -> None:
+        assert self.connection is not None
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def config(self, **options: Any) -> MqttConfig:
+        return MqttConfig(host="127.0.0.1", port=self.port, version="3.1.1", **options)
+
+    def __enter__(self) -> "Scripted":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.close()
+        if self.connection is not None:
+            self.connection.close()
+
+
+def puback(mid: int, topic: str = "") -> bytes:
+    return b"\x40\x02" + mid.to_bytes(2, "big")
+
+
+def test_never_more_than_twenty_are_unacknowledged(outbox: Outbox) -> None:
+    for _ in range(60):
+        put(outbox)
+    with Scripted() as broker, delivering(broker.config(), outbox) as delivery:
+        for i in range(30):
+            delivery.publish_retained(f"amiss/{NODE}/s{i}/availability", b"online")
+        until(lambda: broker.published and len(broker.published[0]) == MAX_UNACKNOWLEDGED)
+        time.sleep(0.3)
+        assert len(broker.published[0]) == MAX_UNACKNOWLEDGED  # the birth counts too
+        broker.on_publish = puback
+        assert broker.connection is not None
+        broker.connection.sendall(puback(broker.published[0][0][0]))
+        until(lambda: len(broker.published[0]) > MAX_UNACKNOWLEDGED)
+        broker.on_publish = lambda mid, topic: b""
+        broker.hang_up()
+        until(lambda: len(broker.published) > 1 and len(broker.published[1]) >= 2)
+        time.sleep(0.3)
+        assert len(broker.published[1]) == 2  # the birth, and one at a time until it is clear why the broker hung up
+        broker.on_publish = puback
+        broker.hang_up()
+        until(lambda: outbox.counts.delivered == 60)
+
+
+def test_the_client_library_alone_would_send_its_whole_backlog() -> None:
+    """The control: the same broker, the same library, used in the usual way."""
+    with Scripted() as broker:
+        client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv311)
+        for _ in range(200):
+            client.publish("x", b"", qos=1)
+        client.connect("127.0.0.1", broker.port)
+        client.loop_start()
+        until(lambda: broker.published and len(broker.published[0]) > MAX_UNACKNOWLEDGED)
+        client.loop_stop()
+
+
+def test_a_broker_that_went_silent_is_noticed_in_one_and_a_half_keepalives(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    with delivering(mosquitto.config(keepalive_s=2), outbox, backoff_s=(60.0, 60.0)) as delivery:
+        until(lambda: delivery.connected)
+        delivery.publish_retained(STATE_TOPIC, b"{}", qos=0)
+        time.sleep(3.5)  # quiet, but alive
+        assert delivery.connected
+        mosquitto.signal(signal.SIGSTOP)  # the kernel still takes our bytes
+        begin = time.monotonic()
+        while delivery.connected and time.monotonic() - begin < 10.0:
+            delivery.publish_retained(STATE_TOPIC, b"{}", qos=0)
+            time.sleep(0.02)
+        took_s = time.monotonic() - begin
+        assert took_s <= 1.5 * 2 + 1.0  # looked at once a second
+        until(lambda: "nothing heard for 3 s" in delivery.trouble or "nothing heard for 4 s" in delivery.trouble)
+        mosquitto.signal(signal.SIGCONT)
+
+
+def test_the_client_library_alone_would_notice_later(mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MqttSink, "_listen", lambda self: None)
+    with closing(MqttSink(mosquitto.config(keepalive_s=2), NODE)) as sink:
+        sink.connect()
+        mosquitto.signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        with pytest.raises(SessionLostError):
+            while True:
+                sink.turn(0.1)
+        mosquitto.signal(signal.SIGCONT)
+        assert time.monotonic() - begin > 1.5 * 2 + 0.5
+
+
+def test_a_broker_that_answers_but_does_not_acknowledge_is_left(outbox: Outbox) -> None:
+    put(outbox)
+    with Scripted(lambda mid, topic: puback(mid) if topic == AVAILABILITY else b"") as broker:
+        with delivering(broker.config(keepalive_s=1), outbox) as delivery:
+            until(lambda: len(broker.published) >= 2)
+            assert "does not acknowledge" in delivery.trouble
+            broker.on_publish = puback
+            until(lambda: outbox.counts.delivered == 1)
+
+
+def test_a_session_that_ends_at_once_is_not_tried_at_full_speed(outbox: Outbox) -> None:
+    with Scripted() as broker:
+        broker.on_publish = lambda mid, topic: broker.hang_up() or b""  # type: ignore[func-returns-value]
+        with delivering(broker.config(), outbox, backoff_s=(0.1, 10.0), chance=lambda: 1.0):
+            time.sleep(1.5)
+    assert 3 <= len(broker.published) <= 5  # at 0, 0.1, 0.3, 0.7 and 1.5 s
+
+
+# What must not go unnoticed.
+
+
+def test_a_delivery_thread_that_dies_is_noticed(mosquitto: Mosquitto, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    with delivering(mosquitto.config(), outbox) as delivery:
+        until(lambda: delivery.connected)
+        delivery.check()
+
+        def bug(*arguments: object) -> None:
+            raise ZeroDivisionError("in a callback")
+
+        assert delivery._sink._client is not None
+        delivery._sink._client.on_publish = bug
+        put(outbox, delivery)
+        until(lambda: not delivery._thread.is_alive())
+        assert not delivery.connected
+        with pytest.raises(ZeroDivisionError, match="in a callback"):
+            delivery.check()
+        delivery.stop(1.0)  # also now
+
+
+def test_a_disk_that_takes_no_deletion_does_not_stop_delivery(
+    mosquitto: Mosquitto, outbox: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = [True]
+    delete = Outbox.delivered
+
+    def delivered(self: Outbox, sequences: Any) -> None:
+        if full[0]:
+            raise StorageError("disk full")
+        delete(self, sequences)
+
+    monkeypatch.setattr(Outbox, "delivered", delivered)
+    with Listener(mosquitto.port, EVENT_TOPIC) as listener, delivering(mosquitto.config(), outbox) as delivery:
+        put_ = [put(outbox, delivery) for _ in range(50)]
+        listener.wait(lambda heard: len(heard) == 50)
+        time.sleep(0.2)
+        assert records(listener) == put_  # and each only once
+        full[0] = False
+        put_ += [put(outbox, delivery)]
+        until(lambda: outbox.counts.delivered == 51)
+        assert records(listener) == put_
+    assert caplog.messages.count("disk full") == 1
+
+
+def test_no_descriptor_is_left_behind_by_many_sessions(mosquitto: Mosquitto) -> None:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        descriptors = Path("/dev/fd")
+    with closing(MqttSink(mosquitto.config(), NODE)) as sink:
+        sink.connect()
+        before = len(list(descriptors.iterdir()))
+        for _ in range(50):
+            sink.connect()
+        assert len(list(descriptors.iterdir())) <= before

@@ -1,0 +1,205 @@
+"""What is not a recording is refused with file, line and column; what is comes back as it was written."""
+
+import gzip
+import math
+import tempfile
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge.errors import CannotCreateError, DataError, NoInputError
+from edge.sensing.recordings import (
+    Recording,
+    find_recordings,
+    format_time,
+    match_channels,
+    read_recording,
+    read_recordings,
+    write_recording,
+)
+
+# Bad input. Each message names the file, the line as an editor counts it, and the column, and says what is wrong.
+
+BAD: list[tuple[str, str, str]] = [
+    ("empty file", "", "{file}: the file is empty"),
+    ("no time", "a,b\n1,2\n", "{file}: no time column; the header needs one of time, timestamp, datetime, it has: a, b"),
+    ("no channel", "time,label\n1,0\n", "{file}: no channel beside the time column"),
+    ("no rows", "time,a\n", "{file}: a header but no rows"),
+    ("a name twice", "time,a,A\n1,2,3\n", "{file}: a column name appears twice: time, a, A"),
+    ("too few values", "time,a\n1,2\n2\n", "{file}:3: 1 values, the header names 2"),
+    ("too many values", "time,a\n1,2,3\n", "{file}:2: 3 values, the header names 2"),
+    ("too many values after blank lines", "time,a\n1,2\n\n\n2,3,4\n", "{file}:5: 3 values, the header names 2"),
+    ("no number", "time,a,b\n1,2,3\n2,3,x\n", "{file}:3: column b: 'x' is not a number"),
+    ("no number after a blank line", "time,a\n1,2\n\n2,x\n", "{file}:4: column a: 'x' is not a number"),
+    ("no number after an empty cell", "time,a\n1, \n2,x\n", "{file}:3: column a: 'x' is not a number"),
+    ("a decimal comma", "time;a\n1;1,5\n", "{file}:2: column a: '1,5' is not a number"),
+    ("no number in the label", "time,a,label\n1,2,yes\n", "{file}:2: column label: 'yes' is not a number"),
+    ("a zero byte", "time,a\n1,2\0\n", "{file}:2: column a: "),
+    (
+        "no date",
+        "time,a\n2026-01-01,1\nyesterday,2\n",
+        "{file}:3: column time: 'yesterday' is neither epoch seconds nor a date",
+    ),
+    ("no date after a blank line", "time,a\n2026-01-01,1\n\nx,2\n", "{file}:4: column time: 'x' is neither"),
+    ("an empty time", "Timestamp,a\n1,1\n,2\n", "{file}:3: column Timestamp: "),
+    ("time is nan", "time,a\n1,1\nnan,2\n", "{file}:3: column time: "),
+    (
+        "milliseconds",
+        "time,a\n1767225600000,1\n1767225600001,2\n",
+        "{file}:2: column time: '1767225600000' is no time in seconds",
+    ),
+    ("time stands still", "time,a\n1,1\n1,2\n", "{file}:3: time does not increase (1 after 1)"),
+    ("time goes back after a blank line", "time,a\n1,1\n2,1\n\n1.5,2\n", "{file}:5: time does not increase (1.5 after 2)"),
+    ("an endless cell", "time,a\n1," + "1" * 200_000 + "\n", "{file}:2: "),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), [bad[1:] for bad in BAD], ids=[bad[0] for bad in BAD])
+def test_bad_input_is_refused_with_file_line_and_column(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "pump.csv"
+    path.write_text(text, "utf-8")
+    with pytest.raises(DataError) as caught:
+        read_recording(path)
+    assert str(caught.value).startswith(says.format(file=path))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("a.csv", b"\xff\xfet\0i\0", "not a text file"),
+        ("a.csv.gz", b"time,a\n1,2\n", "not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(b"time,a\n1,2\n")[:-5], "not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(bytes(range(256)) * 20)[:12] + b"\xff" * 50, "not a whole gzip file"),
+    ],
+)
+def test_files_that_are_no_text_are_refused(tmp_path: Path, name: str, data: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=says):
+        read_recording(tmp_path / name)
+
+
+@given(st.text("time,al0123456789.-:TZ;\t\n\r\"' \0", max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
+@settings(max_examples=200, deadline=None)
+def test_any_text_is_a_recording_or_refused(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.csv"
+        path.write_text("time,a\n" + text, "utf-8")
+        try:
+            recording = read_recording(path)
+        except DataError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert (np.diff(recording.time_ns) > 0).all()
+            assert not np.isinf(recording.x).any()
+
+
+# Good input.
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_separators_names_of_time_and_labels(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "x.csv"
+    text = "\ufeffdatetime,a, b ,changepoint,anomaly\n2026-01-01 00:00:00,1,,0,1\n2026-01-01T00:00:00.25Z,nan,2,1,0\n\n"
+    path.write_text(text.replace(",", separator), "utf-8")
+    recording = read_recording(path)
+    assert recording.channels == ("a", "b")
+    np.testing.assert_array_equal(recording.x, np.array([[1, math.nan], [math.nan, 2]], np.float32))
+    assert recording.label is not None
+    assert recording.label.tolist() == [1, 0], "the name that comes first in LABEL_NAMES"
+    assert recording.rate_hz == 4.0
+
+
+moments = st.datetimes(
+    datetime(1960, 1, 1), datetime(2200, 1, 1), timezones=st.sampled_from([UTC, timezone(timedelta(hours=5))])
+)
+
+
+@given(moments)
+@settings(max_examples=100, deadline=None)
+def test_dates_are_exact_to_the_microsecond(moment: datetime) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.csv"
+        path.write_text(f"time,a\n{moment.isoformat()},1\n", "utf-8")
+        expected = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
+        assert read_recording(path).time_ns.tolist() == [expected]
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_what_is_written_comes_back(data: st.DataObject) -> None:
+    n, channels = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 4))
+    value = st.floats(width=32, allow_infinity=False)
+    x = np.array(data.draw(st.lists(value, min_size=n * channels, max_size=n * channels)), np.float32).reshape(channels, n)
+    steps = data.draw(st.lists(st.integers(1, 10**9), min_size=n, max_size=n))
+    time_ns = 1_767_225_600_000_000_000 + np.cumsum(steps) * 1000
+    label = np.arange(n).astype(np.int8) % 2 if data.draw(st.booleans()) else None
+    recording = Recording("x", tuple("abcd"[:channels]), time_ns, x, label)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "deeper" / data.draw(st.sampled_from(["x.csv", "x.csv.gz"]))
+        write_recording(path, recording)
+        back = read_recording(path)
+    assert back.channels == recording.channels
+    assert np.array_equal(back.time_ns, time_ns)
+    assert np.array_equal(back.x, x, equal_nan=True)
+    assert (back.label is None) == (label is None)
+    assert label is None or (back.label is not None and np.array_equal(back.label, label))
+
+
+def test_format_time() -> None:
+    assert format_time(1_767_225_600_250_000_999) == "2026-01-01T00:00:00.250000Z"
+
+
+def test_one_row_has_no_rate(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("time,a\n1,2\n")
+    assert math.isnan(read_recording(tmp_path / "x.csv").rate_hz)
+
+
+# Several.
+
+
+def test_recordings_are_found_in_order_and_what_is_not_there_is_named(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.CSV.GZ", "sub/c.csv", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_recordings([tmp_path])] == ["a.CSV.GZ", "b.csv", "c.csv"]
+    assert find_recordings([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]
+    with pytest.raises(NoInputError, match="absent: no such file"):
+        find_recordings([tmp_path / "absent"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoInputError, match=r"no recordings in it.*\.csv"):
+        find_recordings([tmp_path / "empty"])
+    with pytest.raises(NoInputError, match="no such file"):
+        read_recording(tmp_path / "absent.csv")
+
+
+def test_recordings_with_other_channels_do_not_belong_together(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("time,x,y\n1,2,3\n")
+    (tmp_path / "b.csv").write_text("time,y,x\n1,2,3\n")
+    with pytest.raises(DataError, match=r"b\.csv has channels y, x, a\.csv has x, y"):
+        read_recordings([tmp_path])
+
+
+def test_channels_are_matched_by_name() -> None:
+    recording = Recording("r.csv", ("a", "b", "c"), np.array([1]), np.array([[1], [2], [3]], np.float32))
+    assert match_channels(recording, ("c", "a")).x.tolist() == [[3], [1]]
+    with pytest.raises(DataError, match=r"r\.csv: no column d; it has a, b, c, the model needs a, d"):
+        match_channels(recording, ("a", "d"))
+
+
+def test_parts_and_streams() -> None:
+    recording = Recording("r", ("a",), np.arange(10), np.arange(10, dtype=np.float32)[None], np.arange(10).astype(np.int8))
+    assert [len(chunk) for chunk in recording.samples(4)] == [4, 4, 2]
+    part = recording.part(3, 5)
+    assert part.time_ns.tolist() == [3, 4]
+    assert part.label is not None
+    assert part.label.tolist() == [3, 4]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotCreateError, match=r"file.x\.csv: cannot be written"):
+        write_recording(tmp_path / "file" / "x.csv", Recording("r", ("a",), np.array([1]), np.array([[1]], np.float32)))
