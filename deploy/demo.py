@@ -64,10 +64,12 @@ class Story:
 @dataclass(frozen=True, slots=True)
 class DemoResult:
     data: dict[str, Any]
+    """What the table says, and under `events` what came over MQTT."""
 
     def lines(self) -> list[str]:
-        width = max(len(key) for key in self.data)
-        return [f"{key.replace('_', ' '):{width}}  {_plain(value)}" for key, value in self.data.items()]
+        rows = {key: value for key, value in self.data.items() if key != "events"}
+        width = max(map(len, rows))
+        return [f"{key.replace('_', ' '):{width}}  {_plain(value)}" for key, value in rows.items()]
 
 
 def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
@@ -287,6 +289,7 @@ def _tell(
     data.update(extra)
     data["device_equals_offline"] = _agrees(story, verdicts)
     data["picture"] = str(path)
+    data["events"] = story.events
     result = DemoResult(data)
     if early:
         raise GateError(f"an alert came before the fault; see {path} and {folder / 'agent.log'}")

@@ -1,0 +1,169 @@
+"""A training run → a bundle: export, int8, parity with float, pack.
+
+    RUN ──export──▶ fp32 ONNX ──ranges, int8──▶ int8 ONNX ──parity──▶ the better of the two ──pack──▶ .amiss
+
+Only `export` needs PyTorch; `ranges`, `int8`, `parity` and `pack` run where nobody trains.
+"""
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from quantize.parity import Budget, Parity
+
+if TYPE_CHECKING:
+    from trainer.progress import Report
+    from trainer.train import RunInfo
+
+DATA_IN_LINEAGE = 256
+"""Recordings that the manifest names one by one; more go in as one digest of all."""
+
+
+class Quantized(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a run."""
+
+    bundle: str
+    digest: str
+    precision: str
+    reason: str
+    """Why that one was shipped, with the figures."""
+    parameters: int
+    export_difference: float
+    """Between torch and ONNX Runtime, relative to the largest output."""
+    model_bytes: int
+    bundle_bytes: int
+    calibration_windows: int
+    parity: Parity
+
+    def table(self) -> dict[str, str]:
+        """For a person, one line an entry."""
+        p = self.parity
+        return {
+            "size": f"{p.int8_bytes / 1000:.0f} kB in int8, {p.float_bytes / 1000:.0f} kB in float; "
+            f"the bundle {self.bundle_bytes / 1000:.0f} kB",
+            "latency": f"{p.int8_us:.0f} µs a window in int8, {p.float_us:.0f} µs in float (this machine, one thread)",
+            "int8_equals_float": f"{1 - p.flips:.1%} of {p.windows} verdicts, rank correlation {p.rank_correlation:.4f}",
+        }
+
+    def lines(self) -> list[str]:
+        return [
+            f"{self.bundle}: {self.precision} ({self.reason})",
+            f"  digest             {self.digest}",
+            *(f"  {key:18} {value}" for key, value in self.table().items()),
+            f"  calibrated on      {self.calibration_windows} windows",
+        ]
+
+
+def quantize(
+    run: Path,
+    out: Path,
+    progress: "Report | None" = None,
+    *,
+    precision: Literal["auto", "int8", "float32"] = "auto",
+    budget: Budget | None = None,
+    name: str | None = None,
+    version: str = "1",
+) -> Quantized:
+    """Write the bundle `out` from the training run `run`, whole or not at all.
+
+    `auto` ships int8 unless it is over budget, and says why; `int8` raises `GateError` in that case. Raises `NoInputError`,
+    `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
+    """
+    # Here and not above: the other modules of this package are imported through it, and they do without torch.
+    from quantize.export import export
+    from quantize.int8 import quantize_int8
+    from quantize.pack import Description, pack
+    from quantize.parity import compare
+    from quantize.ranges import representative
+    from trainer.checkpoint import load_detector, load_windows
+    from trainer.progress import Step
+
+    def tell(step: int, text: str) -> None:
+        if progress:
+            progress(Step(step, 5, text))
+
+    tell(0, "reading the run")
+    detector, info = load_detector(run)
+    fit, calibration = load_windows(run)
+    with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
+        float_path, int8_path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        tell(1, "exporting to ONNX")
+        exported = export(detector, calibration[:64], float_path)
+        tell(2, "choosing int8 ranges")
+        quantize_int8(float_path, representative(fit), int8_path)
+        models = {"float32": float_path.read_bytes(), "int8": int8_path.read_bytes()}
+    tell(3, "comparing int8 with float")
+    measured = compare(models["float32"], models["int8"], fit, calibration, info.recipe.scorer)
+    shipped, reason = choose(measured, precision, budget or Budget())
+    tell(4, "packing")
+    about = Description(
+        name=name or out.stem,
+        version=version,
+        channels=info.channels,
+        rate_hz=info.rate_hz,
+        hop=info.hop,
+        missing=info.missing,
+        scorer=info.recipe.scorer,
+        precision=shipped,
+        precision_reason=reason,
+        lineage=lineage(run, info),
+        metrics={
+            "embedding_error": measured.embedding_error,
+            "rank_correlation": measured.rank_correlation,
+            "verdict_flips": measured.flips,
+            "float_bytes": measured.float_bytes,
+            "int8_bytes": measured.int8_bytes,
+            "parameters": info.parameters,
+        },
+    )
+    digest = pack(out, models[shipped], fit, calibration, about)
+    tell(5, "done")
+    return Quantized(
+        bundle=str(out),
+        digest=digest,
+        precision=shipped,
+        reason=reason,
+        parameters=info.parameters,
+        export_difference=exported.difference,
+        model_bytes=len(models[shipped]),
+        bundle_bytes=out.stat().st_size,
+        calibration_windows=len(calibration),
+        parity=measured,
+    )
+
+
+def choose(measured: Parity, precision: Literal["auto", "int8", "float32"], budget: Budget) -> tuple[str, str]:
+    """Precision to ship, and why. Raises `GateError` when `int8` was asked for and is over budget."""
+    if precision == "float32":
+        return "float32", "asked for"
+    if precision == "int8":
+        measured.require(budget)
+    if failures := measured.failures(budget):
+        return "float32", f"int8 was over budget: {'; '.join(failures)}"
+    # Nothing that a clock measured goes into the bundle: the same run is to give the same bytes.
+    return "int8", (
+        f"{1 - measured.flips:.1%} of {measured.windows} verdicts as in float, {measured.int8_bytes} bytes instead of "
+        f"{measured.float_bytes}"
+    )
+
+
+def lineage(run: Path, info: "RunInfo") -> dict[str, str]:
+    """Digests and versions that lead from a bundle back to recipe, code and data."""
+    import onnxruntime
+
+    found = {
+        "program": info.version,
+        "torch": info.torch,
+        "onnxruntime": onnxruntime.__version__,
+        "seed": str(info.recipe.training.seed),
+        "recipe": hashlib.sha256(msgspec.json.encode(info.recipe)).hexdigest(),
+        "run": hashlib.sha256((run / "run.json").read_bytes()).hexdigest(),
+        "checkpoint": hashlib.sha256((run / "checkpoint.pt").read_bytes()).hexdigest(),
+    }
+    if len(info.data) <= DATA_IN_LINEAGE:
+        return found | {f"data/{name}": digest for name, digest in info.data.items()}
+    everything = hashlib.sha256("\n".join(f"{digest}  {name}" for name, digest in sorted(info.data.items())).encode())
+    return found | {"data": everything.hexdigest()}

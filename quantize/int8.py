@@ -1,8 +1,8 @@
 """fp32 ONNX → int8 ONNX.
 
 The encoder's convolutions and the sums between them become int8: one conversion in, one out. Normalisation, pooling, the last
-projection and the heads of the pretext stay float. Activations are unsigned: on x86 signed ones are slower than float. QOperator, not QDQ: in QDQ form ONNX Runtime
-quantizes the float consumers of a tensor too when another consumer asks for it, and the residual is such a consumer.
+projection and the heads of the pretext stay float. Activations are unsigned: on x86 signed ones are slower than float.
+QOperator, not QDQ: in QDQ form ONNX Runtime quantizes the float consumers of a tensor too when another consumer asks for it.
 """
 
 import logging

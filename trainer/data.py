@@ -128,7 +128,9 @@ def _rate(names: list[str], recordings: list[Recording], wanted_hz: float | None
     for name, found_hz in rates.items():
         if abs(found_hz / rate_hz - 1) > RATE_TOLERANCE:
             others = "the recipe says" if wanted_hz else "the others have"
-            raise DataError(f"{name} has {found_hz:g} samples per second, {others} {rate_hz:g}; train on recordings of one rate")
+            raise DataError(
+                f"{name} has {found_hz:g} samples per second, {others} {rate_hz:g}; train on recordings of one rate"
+            )
     return rate_hz, [] if wanted_hz else [f"rate_hz = {rate_hz:g}, from the recordings"]
 
 

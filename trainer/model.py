@@ -24,8 +24,8 @@ class Detector(nn.Module):
     """
 
     mean: Tensor
-    level_scale: Tensor
-    shape_scale: Tensor
+    inverse_between: Tensor
+    inverse_within: Tensor
     encoder: Encoder
     pretext: Pretext
 
@@ -34,23 +34,24 @@ class Detector(nn.Module):
         self.encoder = ENCODERS[recipe.encoder.kind](channels, recipe.encoder)
         self.pretext = PRETEXTS[recipe.pretext.kind](channels, self.encoder, recipe.pretext)
         self.register_buffer("mean", torch.zeros(channels, 1))
-        self.register_buffer("level_scale", torch.ones(channels, 1))
-        self.register_buffer("shape_scale", torch.ones(channels, 1))
+        self.register_buffer("inverse_between", torch.ones(channels, 1))
+        self.register_buffer("inverse_within", torch.ones(channels, 1))
 
     def fit_normalisation(self, windows: npt.NDArray[np.float32]) -> None:
-        """Take mean, spread between windows and spread within windows of each channel from (B, C, N)."""
+        """Take mean, spread of the levels and usual spread within a window of each channel from (B, C, N)."""
         levels = windows.mean(axis=2, dtype=np.float64)  # (B, C)
-        mean = levels.mean(axis=0)
         variance = windows.var(axis=2, dtype=np.float64)  # (B, C)
+        mean, between = levels.mean(axis=0), levels.std(axis=0)
         # The usual window, not the mean one: a single start-up in the recordings would make everything else look still.
         within = np.maximum(np.sqrt(np.median(variance, axis=0)), 0.1 * np.sqrt(variance.mean(axis=0)))
-        between = levels.std(axis=0)
-        floor = 1e-6 * np.abs(mean)  # rounding of float32 is no movement
-        # A channel that never moved has no spread to be measured in.
-        still = np.hypot(within, between) <= floor
-        within = np.where(still, 1.0, np.maximum(within, 1e-3*between))
-        between = np.where(still, 1.0, np.maximum(between, 1e-3*within))
-        for buffer, value in ((self.mean, mean), (self.level_scale, 1/between), (self.shape_scale, 1/within)):
+        # A channel that never moved has no spread to be measured in; the rounding of float32 is no movement.
+        still = np.hypot(within, between) <= 1e-6 * np.abs(mean)
+        within, between = np.maximum(within, 1e-3 * between), np.maximum(between, 1e-3 * within)
+        for buffer, value in (
+            (self.mean, mean),
+            (self.inverse_between, 1 / np.where(still, 1.0, between)),
+            (self.inverse_within, 1 / np.where(still, 1.0, within)),
+        ):
             buffer.copy_(torch.from_numpy(value)[:, None])
 
     def normalise(self, window: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,13 +59,14 @@ class Detector(nn.Module):
         # Subtract first: folding the mean into a bias would lose a small signal on a large offset to rounding.
         centred = window - self.mean
         level = centred.mean(2, keepdim=True)
-        shape = ((centred - level) * self.shape_scale).clamp(-CLIP, CLIP)
-        return (level * self.level_scale).clamp(-LEVEL_CLIP, LEVEL_CLIP).squeeze(2), shape
+        shape = ((centred - level) * self.inverse_within).clamp(-CLIP, CLIP)
+        return (level * self.inverse_between).clamp(-LEVEL_CLIP, LEVEL_CLIP).squeeze(2), shape
 
     def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, N) → embedding (B, 2 D + C), residual (B, C).
 
-        The embedding is mean and spread of the map over time, what the encoder sees and how restless it is, and the level.
+        The embedding is what the encoder saw on average, how restless that was (as a logarithm: spreads spread over decades)
+        and the level.
         """
         level, x = self.normalise(window)
         encoded = self.encoder(x)  # (B, D, T)

@@ -23,13 +23,13 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["tcn"] = "tcn"
     width: Annotated[int, Meta(ge=4, le=512)] = 48
-    """Channels inside the encoder. A multiple of 8 is fastest in int8."""
+    """Channels inside the encoder. Below 48, int8 on a desktop processor is no faster than float."""
     depth: Annotated[int, Meta(ge=1, le=12)] = 4
     """Blocks; the n-th looks 2ⁿ⁻¹ times as far as the first."""
     kernel: Annotated[int, Meta(ge=1, le=31)] = 3
     """Taps of each convolution in time; odd."""
     embedding: Annotated[int, Meta(ge=2, le=256)] = 16
-    """D. Smaller than channels × stride, or the reconstruction learns to copy what is strange too."""
+    """D, values a step of the encoder."""
     stride: Literal[2, 4, 8] = 4
     """Samples per step of the encoder: T = N / stride."""
 
@@ -63,8 +63,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     data: tuple[str, ...] = ()
     """Recordings or directories of them, of normal operation. A relative path is looked up beside the recipe."""
-    window: Annotated[int, Meta(ge=8, le=65536)] = 64
-    """N, samples per window."""
+    window: Annotated[int, Meta(ge=8, le=65536)] = 32
+    """N, samples per window. Long enough to hold what repeats (turns of a shaft, strokes of a pump), short enough that the
+    alert is not late: it comes after about two windows."""
     hop: Count | None = None
     """Samples from one window to the next. `None`: a quarter of the window."""
     rate_hz: Positive | None = None
@@ -110,7 +111,9 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
     if recipe.encoder.kernel % 2 == 0:
         raise ConfigError(f"{where}: encoder.kernel: {recipe.encoder.kernel} is even; take {recipe.encoder.kernel + 1}")
     if recipe.hop_samples > recipe.window:
-        raise ConfigError(f"{where}: hop: {recipe.hop} leaves samples between windows of {recipe.window} that nobody would look at")
+        raise ConfigError(
+            f"{where}: hop: {recipe.hop} leaves samples between windows of {recipe.window} that nobody would look at"
+        )
     if recipe.pretext.patch >= recipe.window:
         raise ConfigError(f"{where}: pretext.patch: {recipe.pretext.patch} is no part of a window of {recipe.window} samples")
     if recipe.pretext.time_ratio == 0 and recipe.pretext.channel_ratio == 0:

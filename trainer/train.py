@@ -13,9 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -27,6 +26,7 @@ from edge.sensing.windows import MissingPolicy
 from edge.signal import Float32
 from trainer import data
 from trainer.model import Detector
+from trainer.progress import Report, Step
 from trainer.recipes import Recipe
 
 FORMAT = 1
@@ -60,18 +60,22 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Loss on the windows held back: far above the last losses means learned by heart."""
     notes: tuple[str, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    step: int
-    steps: int
-    loss: float
-    """Mean of the last few steps."""
-    eta_s: float
+    def lines(self) -> list[str]:
+        """For a person."""
+        tail = self.losses[-max(1, len(self.losses) // 20) :]
+        return [
+            f"{len(self.data)} recordings of {', '.join(self.channels)} at {self.rate_hz:g} Hz",
+            f"windows of {self.window} samples every {self.hop}: {self.fit_windows} to learn from, "
+            f"{self.calibration_windows} held back to calibrate",
+            f"{self.recipe.encoder.kind} with {self.parameters} parameters, {self.recipe.training.steps} steps of "
+            f"{self.recipe.pretext.kind}: loss {self.losses[0]:.3f} → {sum(tail) / len(tail):.3f}, "
+            f"{self.calibration_loss:.3f} on what was held back",
+            *self.notes,
+        ]
 
 
 def train(
-    recipe: Recipe, paths: Iterable[Path], out: Path, progress: Callable[[Progress], None] | None = None, *, overwrite: bool = False
+    recipe: Recipe, paths: Iterable[Path], out: Path, progress: Report | None = None, *, overwrite: bool = False
 ) -> RunInfo:
     """Train on recordings of normal operation and write the directory `out`, whole or not at all.
 
@@ -84,7 +88,7 @@ def train(
         detector, losses, calibration_loss = fit(recipe, material.fit, material.calibration, progress)
     info = RunInfo(
         version=version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         recipe=recipe,
         channels=material.channels,
         rate_hz=material.rate_hz,
@@ -109,7 +113,7 @@ def train(
 
 
 def fit(
-    recipe: Recipe, windows: Float32, held_back: Float32, progress: Callable[[Progress], None] | None = None
+    recipe: Recipe, windows: Float32, held_back: Float32, progress: Report | None = None
 ) -> tuple[Detector, list[float], float]:
     """Windows (n, C, N) → trained detector in evaluation mode, loss of every step, loss on `held_back` (m, C, N)."""
     settings = recipe.training
@@ -143,7 +147,7 @@ def fit(
             raise DataError(f"the loss is {losses[-1]} after {step} steps; lower training.lr, now {settings.lr:g}")
         if progress and (step % 10 == 0 or step == settings.steps):
             eta_s = (time.monotonic() - started) / step * (settings.steps - step)
-            progress(Progress(step, settings.steps, float(np.mean(losses[-10:])), eta_s))
+            progress(Step(step, settings.steps, f"loss {np.mean(losses[-10:]):.3f}", eta_s))
     detector.eval()
     with torch.no_grad():
         held = torch.from_numpy(held_back[:: max(1, len(held_back) // 1024)])

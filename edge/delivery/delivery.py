@@ -10,7 +10,7 @@
        └─ session lost ─▶ what was unacknowledged stays in the outbox and is sent again (same `record` id)
 
 A broker that cannot say no hangs up instead. What was under way then is suspect: from now on messages go one at a time, each
-to be acknowledged, until no suspect is left. The one that was alone under way three times when the broker hung up is parked.
+to be acknowledged, until no suspect is left. One that was alone under way when three sessions in a row broke is parked.
 
 A record is forgotten when the *broker* has acknowledged it. A broker that is killed may have acknowledged what it has not
 yet stored: let it store at once (Mosquitto: `autosave_on_changes true`, `autosave_interval 1`) if that matters.
@@ -36,6 +36,8 @@ _EVENT_EXPIRY_S = 30 * 24 * 3600
 _VALUE_EXPIRY_S = 3600
 """A score or a health report nobody has renewed for an hour says nothing any more."""
 _STRIKES = 3
+_STABLE_S, _FLAPPING = 10.0, 3
+"""A session that lasts that long starts the back-off anew; after so many shorter ones in a row nobody is told of each."""
 
 
 @dataclass(slots=True)
@@ -83,7 +85,8 @@ class Delivery:
         self._loose: set[Token] = set()  # sent with QoS 0 in this session
         self._suspects: set[Token] = set()
         self._strikes: dict[Token, int] = {}
-        self._proven = False  # the session has acknowledged something
+        self._proven = False  # this session has acknowledged something
+        self._told = ""  # the last line about the broker
         self._disk_trouble = ""
         self._complained: set[tuple[str, str]] = set()
 
@@ -148,29 +151,41 @@ class Delivery:
         try:
             attempt = 0
             while self._stop_at_s is None:
-                self._proven, taken_over = False, False
                 try:
                     self._sink.connect()
-                    self._tell("")
-                    self._session()
-                except SessionLostError as error:
-                    taken_over = error.taken_over
-                    self._suspect(error)
-                    self._tell(str(error))
-                except StorageError:
-                    raise
                 except AmissError as error:
                     self._tell(str(error))
-                self._under_way.clear()
-                self._loose.clear()
-                # Two clients that take the session from each other would do so for ever at full speed.
-                attempt = 0 if self._proven and not taken_over else attempt + 1
-                self._pause(max(0, attempt - 1))
+                else:
+                    attempt = self._live(attempt)
+                self._pause(attempt)
+                attempt += 1
         except BaseException as error:
             self._failure = error
             log.error("delivery ended: %s", error)
         finally:
             self._sink.close()
+
+    def _live(self, attempt: int) -> int:
+        """One session from beginning to end; returns how long the chain of failures now is."""
+        began_s = self._clock()
+        self.trouble = ""
+        if attempt < _FLAPPING:
+            log.info("%s: connected as amiss-%s", self._sink.where, self.node)
+            self._told = ""
+        try:
+            self._session()
+        except SessionLostError as error:
+            under_way = bool(self._under_way)
+            self._suspect(error)
+            self._under_way.clear()
+            self._loose.clear()
+            if self._clock() - began_s >= _STABLE_S or (under_way and self._proven):  # the latter: find the culprit soon
+                attempt = 0
+            line = str(error)
+            if attempt >= _FLAPPING:
+                line = f"{self._sink.where}: no session lasts {_STABLE_S:.0f} s; does a second agent use this node's name?"
+            self._tell(line)
+        return attempt
 
     def _pause(self, attempt: int) -> None:
         shortest_s, longest_s = self._backoff_s
@@ -182,14 +197,14 @@ class Delivery:
 
     def _tell(self, trouble: str) -> None:
         """Once for every change of state; a broker that is away for a week is one line."""
-        if trouble and trouble != self.trouble:
-            log.warning("%s", trouble)
-        elif not trouble:
-            log.info("%s: connected as amiss-%s", self._sink.where, self.node)
         self.trouble = trouble
+        if trouble != self._told:
+            log.warning("%s", trouble)
+            self._told = trouble
 
     def _session(self) -> None:
         """From the welcome until `stop`; raises `SessionLostError`."""
+        self._proven = False
         with self._lock:
             for latest in self._latest.values():  # the broker may have lost what it retained
                 latest.dirty = True
@@ -294,4 +309,4 @@ class Delivery:
             self._strikes[token] = self._strikes.get(token, 0) + 1
             if self._strikes[token] >= _STRIKES:
                 self._suspects.discard(token)
-                self._refuse(token, f"the broker hung up on it {_STRIKES} times")
+                self._refuse(token, f"{_STRIKES} sessions broke when it was sent")

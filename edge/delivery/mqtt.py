@@ -51,9 +51,9 @@ class Receipt:
 class SessionLostError(SinkUnavailableError):
     """An established session has ended. `by_broker`: it hung up, perhaps because of what it was sent last."""
 
-    def __init__(self, message: str, *, by_broker: bool = False, taken_over: bool = False) -> None:
+    def __init__(self, message: str, *, by_broker: bool = False) -> None:
         super().__init__(message)
-        self.by_broker, self.taken_over = by_broker, taken_over
+        self.by_broker = by_broker
 
 
 class MqttSink:
@@ -273,9 +273,9 @@ class MqttSink:
         with contextlib.suppress(BlockingIOError):
             self._wake_in.recv(4096)
 
-    def _lose(self, why: str, *, by_broker: bool = False, taken_over: bool = False) -> None:
+    def _lose(self, why: str, *, by_broker: bool = False) -> None:
         if self._lost is None:  # what comes first is the reason, the rest follows from it
-            self._lost = SessionLostError(f"{self.where}: {why}", by_broker=by_broker, taken_over=taken_over)
+            self._lost = SessionLostError(f"{self.where}: {why}", by_broker=by_broker)
 
     # Callbacks: they run inside `_move` and `publish`, and only note what happened.
 
@@ -305,9 +305,7 @@ class MqttSink:
         properties: Properties | None,
     ) -> None:
         if flags.is_disconnect_packet_from_server and reason.value == _TAKEN_OVER:
-            self._lose(
-                f"another client took over as `{self._client_id}`; does a second agent use this node's name?", taken_over=True
-            )
+            self._lose(f"another client took over as `{self._client_id}`; does a second agent use this node's name?")
         elif flags.is_disconnect_packet_from_server:
             self._lose(f"the broker ended the session: {reason}", by_broker=True)
         else:
@@ -368,11 +366,29 @@ class MqttSink:
 
     def _unwelcome(self, *, hung_up: bool) -> AmissError:
         """TCP, and TLS if wanted, but no welcome. With TLS 1.3 only now we learn what it thinks of our certificate."""
-        if hung_up and self.config.tls and "[SSL" in self._complaint:
-            return self._tls_refused(_tls_reason(self._complaint))
+        if hung_up and (verdict := self._tls_verdict()):
+            return self._tls_refused(verdict)
         what = "hung up instead of answering" if hung_up else f"no MQTT answer in {_TCP_TIMEOUT_S:.0f} s"
         hint = "a client certificate?" if self.config.tls else "TLS (an [mqtt.tls] section)?"
         return SinkUnavailableError(f"{self.where}: {what}; is it an MQTT broker, and does it want {hint}")
+
+    def _tls_verdict(self) -> str:
+        """What the broker's TLS has against us. Its alert is often lost in the reset that our CONNECT provokes, so ask again
+        without one."""
+        if self.config.tls is None:
+            return ""
+        try:
+            with (
+                socket.create_connection((self.config.host, self.port), _TCP_TIMEOUT_S) as plain,
+                self._tls_context().wrap_socket(plain, server_hostname=self.config.host) as encrypted,
+            ):
+                encrypted.settimeout(1.0)
+                encrypted.recv(1)
+        except ssl.SSLError as error:
+            return _tls_reason(error)
+        except OSError:
+            pass
+        return ""
 
     def _refused(self, reason: ReasonCode) -> AmissError:
         match reason.value:

@@ -33,6 +33,8 @@ MAX_CHUNK = 256 * 1024
 """A backlog is read whole, because its newest byte is the one that arrived now. But a port that never runs dry must not
 keep the caller waiting: at 3 Mbaud this is most of a second."""
 
+_MUCH, _REFILL_S = 2048, 0.002  # who has just emptied half of the driver's buffer waits for it to be filled again
+
 
 class Source(Protocol):
     def samples(self) -> Iterator[Samples]:
@@ -64,6 +66,7 @@ class SerialSource:
     ) -> None:
         self.config = config
         self._decoder = open_decoder(config, channels, rate_hz)
+        self._channels = len(channels)
         self._clock, self._wall, self._sleep = clock, wall, sleep
         self._connect = connect or _connect
         self._port: serial.Serial | None = None
@@ -87,6 +90,7 @@ class SerialSource:
         valid_ns = self._clock()
         corrupt, received = self._decoder.corrupt, 0
         try:
+            yield Samples.empty(self._channels)  # open: whoever waits for that need not wait for the sensor
             while True:
                 data = self._read(port)
                 now_ns = self._clock()
@@ -121,8 +125,16 @@ class SerialSource:
         if data:
             self._sleep(CHUNK_S)
             # Not once: the driver shows 4 KiB at a time, and the rest of a backlog would seem to have arrived later.
-            while len(data) < MAX_CHUNK and (waiting := port.in_waiting):
-                data += port.read(waiting)
+            backlog = False
+            while len(data) < MAX_CHUNK:
+                if waiting := port.in_waiting:
+                    data += port.read(waiting)
+                    backlog = waiting >= _MUCH
+                elif backlog:
+                    self._sleep(_REFILL_S)
+                    backlog = False
+                else:
+                    break
         return data
 
     def _open(self) -> serial.Serial:
@@ -130,7 +142,7 @@ class SerialSource:
         for attempt in ("first", "last"):
             try:
                 return self._connect(self.config)
-            except (ValueError, NotImplementedError) as error:
+            except (ValueError, OverflowError, NotImplementedError) as error:
                 raise ConfigError(f"{port}: {error}; set baud = {self.config.baud} to a rate that the adapter has") from None
             except (OSError, termios.error) as error:
                 code = getattr(error, "errno", None)

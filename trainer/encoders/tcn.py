@@ -50,7 +50,8 @@ class Tcn(nn.Module):
 
     def __init__(self, channels: int, recipe: EncoderRecipe) -> None:
         super().__init__()
-        self.dimension, self.stride = recipe.embedding, recipe.stride
+        self.dimension: int = recipe.embedding
+        self.stride: int = recipe.stride
         width, kernel = recipe.width, recipe.kernel
         self.stem = nn.Sequential(convolution(channels, width, STEM_KERNEL, stride=2), nn.ReLU())
         halvings = recipe.stride.bit_length() - 2  # what is left of the stride behind the stem

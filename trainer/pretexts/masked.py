@@ -25,7 +25,9 @@ class Masked(nn.Module):
         self.recipe, self.channels = recipe, channels
         width = 2 * encoder.dimension
         # A weak decoder on purpose: what it cannot say from the map, the map has to hold.
-        self.widen = nn.Sequential(nn.Conv2d(encoder.dimension, width, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(width))
+        self.widen = nn.Sequential(
+            nn.Conv2d(encoder.dimension, width, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(width)
+        )
         self.relu = nn.ReLU()
         self.project = nn.Conv2d(width, channels * encoder.stride, 1)
 

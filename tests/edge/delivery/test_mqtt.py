@@ -64,6 +64,11 @@ def put(outbox: Outbox, delivery: Delivery | None = None, topic: str = EVENT_TOP
     return record
 
 
+def forever(sink: MqttSink) -> None:
+    while True:
+        sink.turn(0.1)
+
+
 def records(listener: Listener, topic: str = EVENT_TOPIC) -> list[str]:
     return [json.loads(payload)["record"] for payload in listener.payloads(topic)]
 
@@ -174,23 +179,24 @@ def test_the_broker_tells_of_a_killed_agent_and_the_next_one_delivers_the_rest(m
 
 
 def test_events_outlive_a_broker_that_is_killed_again_and_again(tmp_path: Path, outbox: Outbox) -> None:
-    # Unlimited in flight: what Mosquitto acknowledges it has then already sent to a listener that is there.
-    with Mosquitto(tmp_path / "broker", options="max_inflight_messages 0\nmax_queued_messages 0") as broker:
-        with Listener(broker.port, EVENT_TOPIC, name="keeper") as listener:
-            broker.save()
-            time.sleep(0.2)
-            with delivering(broker.config(), outbox) as delivery:
-                accepted = []
-                for _ in range(4):
-                    until(lambda: delivery.connected)
-                    for _ in range(60):
-                        accepted.append(put(outbox, delivery))
-                    broker.kill()
-                    accepted.append(put(outbox, delivery))
-                    broker.start()
-                until(lambda: not outbox.counts.waiting)
-                listener.wait(lambda heard: set(accepted) <= {json.loads(one.payload)["record"] for one in heard}, 20)
-    heard = records(listener)
+    # Unlimited in flight: what Mosquitto has acknowledged is then on its way to a listener that is there, and not in its
+    # memory only. What it keeps for one that is away can be lost with it: the acknowledgement does not promise more.
+    accepted = []
+    with (
+        Mosquitto(tmp_path / "broker", options="max_inflight_messages 0\nmax_queued_messages 0") as broker,
+        Listener(broker.port, EVENT_TOPIC, name="keeper") as listener,
+        delivering(broker.config(), outbox) as delivery,
+    ):
+        broker.save()  # that there is a listener
+        until((broker.log.parent / "mosquitto.db").exists)
+        for _ in range(3):
+            accepted += [put(outbox, delivery) for _ in range(60)]
+            broker.kill()
+            accepted += [put(outbox, delivery)]
+            broker.start()
+            listener.wait(lambda heard: set(accepted) <= set(records(listener)))
+        until(lambda: not outbox.counts.waiting)
+        heard = records(listener)
     assert set(heard) == set(accepted)
     assert outbox.counts.delivered == len(accepted)
 
@@ -348,8 +354,9 @@ def test_a_check_leaves_a_running_agent_alone(mosquitto: Mosquitto, outbox: Outb
         until(lambda: delivery.connected)
         connect_once(mosquitto.config(), NODE)
         put(outbox, delivery)
-        until(lambda: outbox.counts.delivered == 1)
+        listener.wait(lambda heard: records(listener))
         assert listener.payloads(AVAILABILITY) == [b"online"]
+        assert delivery.connected
 
 
 def test_trouble_is_told_once_per_change(tmp_path: Path, outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
@@ -385,16 +392,34 @@ def test_back_off_grows_to_its_limit_and_is_half_chance(outbox: Outbox) -> None:
     delivery.stop(0.0)
 
 
-def test_a_second_agent_of_the_same_name_is_called_that(mosquitto: Mosquitto) -> None:
-    first, second = MqttSink(mosquitto.config(), NODE), MqttSink(mosquitto.config(), NODE)
-    with closing(first), closing(second):
-        first.connect()
-        second.connect()
+def test_a_take_over_is_called_that() -> None:
+    with Scripted() as broker, closing(MqttSink(broker.config(version="5"), NODE)) as sink:
+        sink.connect()
+        assert broker.connection is not None
+        broker.connection.sendall(b"\xe0\x02\x8e\x00")
         with pytest.raises(SessionLostError, match=r"another client took over as `amiss-node-1`; does a second agent") as lost:
-            while True:
-                first.turn(1.0)
-        assert lost.value.taken_over
+            forever(sink)
         assert not lost.value.by_broker
+
+
+def test_two_agents_of_one_name_do_not_fight_at_full_speed(
+    mosquitto: Mosquitto, outbox: Outbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = {"backoff_s": (0.02, 1.0), "chance": lambda: 1.0}
+    with (
+        closing(Outbox(tmp_path / "other.db", device=NODE, boot="b")) as other,
+        delivering(mosquitto.config(), outbox, **options) as one,
+        delivering(mosquitto.config(), other, **options) as two,
+    ):
+        until(lambda: sum("does a second agent use this node's name?" in line for line in caplog.messages) == 2)
+        lines = len([record for record in caplog.records if record.name.startswith("edge")])
+        connects = mosquitto.log.read_text().count("New client connected")
+        time.sleep(2.0)
+        assert len([record for record in caplog.records if record.name.startswith("edge")]) == lines  # said once
+        assert mosquitto.log.read_text().count("New client connected") - connects < 12
+        one.check()
+        two.check()
 
 
 # What the broker refuses.
@@ -439,10 +464,12 @@ def test_what_is_too_large_is_parked_and_the_others_flow(tmp_path: Path, outbox:
             with delivering(broker.config(), outbox):
                 listener.wait(lambda heard: len(heard) == 1, 5)
                 until(lambda: outbox.counts.waiting == 0)
-            assert records(listener) == [record]
-    reasons = [record.reason or "" for record in outbox.parked()]
-    assert reasons[0] == "3000 bytes; the broker takes packets of up to 2000"
-    assert "too large" in reasons[1].lower()
+            assert set(records(listener)) == {record}
+    # Mosquitto 2.0 says no to the second with a code that the standard does not have there, and paho hangs up.
+    assert [record.reason for record in outbox.parked()] == [
+        "3000 bytes; the broker takes packets of up to 2000",
+        "3 sessions broke when it was sent",
+    ]
 
 
 def test_a_broker_that_can_only_hang_up_does_not_stop_the_flow(tmp_path: Path, outbox: Outbox) -> None:
@@ -459,7 +486,7 @@ def test_a_broker_that_can_only_hang_up_does_not_stop_the_flow(tmp_path: Path, o
                 until(lambda: outbox.counts.waiting == 0)
             assert set(records(listener)) == {*before, *after}
             assert listener.payloads(STATE_TOPIC)
-    assert [record.reason for record in outbox.parked()] == ["the broker hung up on it 3 times"]
+    assert [record.reason for record in outbox.parked()] == ["3 sessions broke when it was sent"]
     assert outbox.counts.delivered == 10
 
 
@@ -467,15 +494,15 @@ def test_a_topic_that_mqtt_cannot_carry_is_parked(mosquitto: Mosquitto, outbox: 
     put(outbox, topic="amiss/node-1/#")
     record = put(outbox)
     with Listener(mosquitto.port, EVENT_TOPIC) as listener, delivering(mosquitto.config(), outbox):
+        listener.wait(lambda heard: records(listener) == [record])
         until(lambda: outbox.counts.parked == 1 and outbox.counts.delivered == 1)
-        assert records(listener) == [record]
 
 
 # A broker that does on command what a real one does on a bad day.
 
 
 class Scripted:
-    """Speaks just enough MQTT 3.1.1. `on_publish(packet id, topic)` says what to answer to a QoS 1 publish."""
+    """Speaks just enough MQTT. `on_publish(packet id, topic)` says what to answer to a QoS 1 publish."""
 
     def __init__(self, on_publish: Callable[[int, str], bytes] = lambda mid, topic: b"") -> None:
         self.on_publish = on_publish
@@ -492,13 +519,14 @@ class Scripted:
             try:
                 self.connection, _ = self._server.accept()
                 self.published.append([])
-                self._session(self.connection)
+                with self.connection:
+                    self._session(self.connection)
             except OSError:
                 if self._server.fileno() == -1:
                     return
 
     def _session(self, connection: socket.socket) -> None:
-        stream = connection.makefile("rb")
+        stream = connection.makefile("rb", buffering=0)
         while head := stream.read(1):
             length = shift = 0
             while True:
@@ -510,7 +538,7 @@ class Scripted:
             body = stream.read(length)
             match head[0] >> 4:
                 case 1:
-                    connection.sendall(b"\x20\x02\x00\x00")
+                    connection.sendall(b"\x20\x03\x00\x00\x00" if body[6] == 5 else b"\x20\x02\x00\x00")
                 case 3 if head[0] & 6:
                     size = int.from_bytes(body[:2], "big")
                     topic, mid = body[2 : 2 + size].decode(), int.from_bytes(body[2 + size : 4 + size], "big")
@@ -524,7 +552,7 @@ class Scripted:
         self.connection.shutdown(socket.SHUT_RDWR)
 
     def config(self, **options: Any) -> MqttConfig:
-        return MqttConfig(host="127.0.0.1", port=self.port, version="3.1.1", **options)
+        return MqttConfig(**{"host": "127.0.0.1", "port": self.port, "version": "3.1.1", **options})
 
     def __enter__(self) -> "Scripted":
         return self
@@ -569,9 +597,8 @@ def test_the_client_library_alone_would_send_its_whole_backlog() -> None:
         for _ in range(200):
             client.publish("x", b"", qos=1)
         client.connect("127.0.0.1", broker.port)
-        client.loop_start()
-        until(lambda: broker.published and len(broker.published[0]) > MAX_UNACKNOWLEDGED)
-        client.loop_stop()
+        until(lambda: client.loop(0.1) or (broker.published and len(broker.published[0]) > MAX_UNACKNOWLEDGED))
+        client.disconnect()
 
 
 def test_a_broker_that_went_silent_is_noticed_in_one_and_a_half_keepalives(mosquitto: Mosquitto, outbox: Outbox) -> None:
@@ -598,18 +625,17 @@ def test_the_client_library_alone_would_notice_later(mosquitto: Mosquitto, monke
         mosquitto.signal(signal.SIGSTOP)
         begin = time.monotonic()
         with pytest.raises(SessionLostError):
-            while True:
-                sink.turn(0.1)
+            forever(sink)
         mosquitto.signal(signal.SIGCONT)
         assert time.monotonic() - begin > 1.5 * 2 + 0.5
 
 
-def test_a_broker_that_answers_but_does_not_acknowledge_is_left(outbox: Outbox) -> None:
+def test_a_broker_that_answers_but_does_not_acknowledge_is_left(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
     put(outbox)
     with Scripted(lambda mid, topic: puback(mid) if topic == AVAILABILITY else b"") as broker:
-        with delivering(broker.config(keepalive_s=1), outbox) as delivery:
+        with delivering(broker.config(keepalive_s=1), outbox):
             until(lambda: len(broker.published) >= 2)
-            assert "does not acknowledge" in delivery.trouble
+            assert any("answers, but does not acknowledge what it is sent" in line for line in caplog.messages)
             broker.on_publish = puback
             until(lambda: outbox.counts.delivered == 1)
 

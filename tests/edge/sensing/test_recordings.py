@@ -42,7 +42,7 @@ BAD: list[tuple[str, str, str]] = [
     (
         "no date",
         "time,a\n2026-01-01,1\nyesterday,2\n",
-        "{file}:3: column time: 'yesterday' is neither epoch seconds nor a date",
+        "{file}:3: column time: 'yesterday' is neither epoch",
     ),
     ("no date after a blank line", "time,a\n2026-01-01,1\n\nx,2\n", "{file}:4: column time: 'x' is neither"),
     ("an empty time", "Timestamp,a\n1,1\n,2\n", "{file}:3: column Timestamp: "),
@@ -50,7 +50,7 @@ BAD: list[tuple[str, str, str]] = [
     (
         "milliseconds",
         "time,a\n1767225600000,1\n1767225600001,2\n",
-        "{file}:2: column time: '1767225600000' is no time in seconds",
+        "{file}:2: column time: '1767225600000' is no time",
     ),
     ("time stands still", "time,a\n1,1\n1,2\n", "{file}:3: time does not increase (1 after 1)"),
     ("time goes back after a blank line", "time,a\n1,1\n2,1\n\n1.5,2\n", "{file}:5: time does not increase (1.5 after 2)"),
@@ -72,8 +72,8 @@ def test_bad_input_is_refused_with_file_line_and_column(tmp_path: Path, text: st
     [
         ("a.csv", b"\xff\xfet\0i\0", "not a text file"),
         ("a.csv.gz", b"time,a\n1,2\n", "not a whole gzip file"),
-        ("a.csv.gz", gzip.compress(b"time,a\n1,2\n")[:-5], "not a whole gzip file"),
-        ("a.csv.gz", gzip.compress(bytes(range(256)) * 20)[:12] + b"\xff" * 50, "not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(b"time,a\n1,2\n", mtime=0)[:-5], "not a whole gzip file"),
+        ("a.csv.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 50, "not a whole gzip file"),
     ],
 )
 def test_files_that_are_no_text_are_refused(tmp_path: Path, name: str, data: bytes, says: str) -> None:
@@ -113,9 +113,8 @@ def test_separators_names_of_time_and_labels(tmp_path: Path, separator: str) -> 
     assert recording.rate_hz == 4.0
 
 
-moments = st.datetimes(
-    datetime(1960, 1, 1), datetime(2200, 1, 1), timezones=st.sampled_from([UTC, timezone(timedelta(hours=5))])
-)
+ZONES = [UTC, timezone(timedelta(hours=5))]
+moments = st.datetimes(datetime(1960, 1, 1), datetime(2200, 1, 1), timezones=st.sampled_from(ZONES))
 
 
 @given(moments)

@@ -1,0 +1,185 @@
+"""Write the bundle: scorer, calibrator and explainer fitted on the outputs of the very model that is shipped.
+
+Fitted on any other model's outputs, the calibrator's promise would be void: the int8 scores are not the float scores.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge.bundle import ChannelSpec, Manifest, pack_arrays, pack_head, write_bundle
+from edge.errors import DataError
+from edge.scoring.backends import open_backend, run_in_slices
+from edge.scoring.calibrate import Calibrator
+from edge.scoring.explain import Explainer
+from edge.scoring.inject import inject, usual_spread
+from edge.scoring.scorers import SCORERS, features
+from edge.sensing.windows import MissingPolicy
+from edge.signal import Float32
+
+GOLDEN = 8
+"""Normal windows in the self-test, and as many with a fault in them: int8 differs most where activations are large."""
+TOLERANCE = {"int8": 0.02, "float32": 1e-3}
+"""Largest difference of a golden score, relative to 1 + score. Float runtimes differ in the order of summation; int8 ones round
+at other places too, and one step of an activation is 1/255 of its range."""
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What the manifest says that cannot be found out from the model and the windows."""
+
+    name: str
+    version: str
+    channels: tuple[str, ...]
+    rate_hz: float
+    hop: int
+    missing: MissingPolicy
+    scorer: str
+    precision: str
+    precision_reason: str
+    lineage: dict[str, str] = {}
+    metrics: dict[str, float] = {}
+
+
+def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, about: Description) -> str:
+    """Write the bundle `out`, whole or not at all; returns its digest.
+
+    `fit` and `calibration` are normal windows (n, C, N); the encoder learned from the first and never saw the second.
+    The same input gives the same bytes when SOURCE_DATE_EPOCH is set. Raises `DataError` and `CannotCreateError`.
+    """
+    backend = open_backend(model)
+    held_back = run_in_slices(backend, calibration)
+    try:
+        scorer = SCORERS[about.scorer].fit(features(run_in_slices(backend, fit)))
+        calibrator = Calibrator.fit(scorer.score(features(held_back)))
+    except ValueError as error:
+        raise DataError(f"{out}: {error}; train again on more or other recordings") from None
+    explainer = Explainer.fit(held_back)
+    golden_x = _golden(calibration)
+    golden = run_in_slices(backend, golden_x)
+    manifest = Manifest(
+        name=about.name,
+        version=about.version,
+        created=_now(),
+        channels=tuple(ChannelSpec(name) for name in about.channels),
+        rate_hz=about.rate_hz,
+        window=fit.shape[2],
+        hop=about.hop,
+        missing=about.missing,
+        scorer=about.scorer,
+        calibration_windows=calibrator.windows,
+        calibration_floor=calibrator.floor,
+        precision=about.precision,
+        precision_reason=about.precision_reason,
+        golden_tolerance=TOLERANCE[about.precision],
+        lineage=about.lineage,
+        metrics=about.metrics,
+    )
+    members = {
+        "model.onnx": model,
+        "head.npz": pack_head(scorer, calibrator, explainer),
+        "golden.npz": pack_arrays(
+            {
+                "x": golden_x,
+                "embedding": golden.embedding,
+                "residual": golden.residual,
+                "score": scorer.score(features(golden)),
+            }
+        ),
+        "README.md": _card(manifest).encode(),
+        "bom.cdx.json": _bill_of_materials(manifest).encode(),
+    }
+    return write_bundle(out, manifest, members)
+
+
+def _golden(calibration: Float32) -> Float32:
+    normal = calibration[np.linspace(0, len(calibration) - 1, min(GOLDEN, len(calibration))).astype(np.int64)]
+    return np.concatenate([normal, inject(normal, usual_spread(calibration), np.random.default_rng(2))])
+
+
+def _now() -> str:
+    """https://reproducible-builds.org/specs/source-date-epoch"""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _card(manifest: Manifest) -> str:
+    """Model card with the front matter that Hugging Face reads."""
+    rows = _table({"measured": manifest.metrics, "made from": manifest.lineage})
+    return f"""\
+---
+library_name: amiss
+pipeline_tag: time-series-forecasting
+tags: [anomaly-detection, time-series, onnx, self-supervised, {manifest.precision}]
+---
+
+# {manifest.name} {manifest.version}
+
+Tells how unusual a window of {manifest.window} samples of {", ".join(c.name for c in manifest.channels)} at
+{manifest.rate_hz:g} Hz is, against the normal operation that it was trained on. It was trained without labels and has no idea
+what is wrong; it is of no use for another machine, other sensors or another way of mounting them before its scorer and
+calibration are fitted anew.
+
+- scorer: {manifest.scorer}, calibrated on {manifest.calibration_windows} windows that the encoder did not see; nothing rarer
+  than p = {manifest.calibration_floor:.3g} can be told
+- precision: {manifest.precision} ({manifest.precision_reason})
+- made: {manifest.created}
+
+{rows}
+"""
+
+
+def _table(sections: Mapping[str, Mapping[str, object]]) -> str:
+    lines: list[str] = []
+    for title, entries in sections.items():
+        if entries:
+            lines += [f"| {title} | |", "| --- | --- |"]
+            lines += [f"| {key} | {f'{value:.6g}' if isinstance(value, float) else value} |" for key, value in entries.items()]
+            lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _bill_of_materials(manifest: Manifest) -> str:
+    """CycloneDX 1.6: one machine-learning model and the data it was made from."""
+    data = {key.removeprefix("data/"): value for key, value in manifest.lineage.items() if key.startswith("data/")}
+    component = {
+        "type": "machine-learning-model",
+        "bom-ref": "model",
+        "name": manifest.name,
+        "version": manifest.version,
+        "modelCard": {
+            "modelParameters": {
+                "approach": {"type": "self-supervised"},
+                "task": "anomaly detection",
+                "inputs": [{"format": f"float32 (batch, {len(manifest.channels)}, {manifest.window})"}],
+                "outputs": [{"format": "float32 embedding and residual"}],
+                "datasets": [{"ref": f"data-{i}"} for i in range(len(data))],
+            }
+        },
+    }
+    sets = [
+        {
+            "type": "data",
+            "bom-ref": f"data-{i}",
+            "name": name,
+            "hashes": [{"alg": "SHA-256", "content": digest}],
+        }
+        for i, (name, digest) in enumerate(data.items())
+    ]
+    # Named after what it describes, so that the same bundle gets the same serial number.
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, f"amiss:{manifest.name}:{manifest.version}:{sorted(manifest.lineage.items())}")
+    bom = {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{serial}",
+        "version": 1,
+        "metadata": {"timestamp": manifest.created, "component": component},
+        "components": sets,
+    }
+    return json.dumps(bom, indent=2) + "\n"

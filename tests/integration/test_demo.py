@@ -1,0 +1,62 @@
+"""The whole road, with the parts that ship: on real recordings, and on the simulated machine."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import skab
+
+from edge.sensing.recordings import read_recording
+
+
+def demo(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-m", "amiss", "demo", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_real_pump_recordings_through_serial_port_and_mosquitto(tmp_path: Path) -> None:
+    data = skab.folder()
+    normal = skab.normal_parts(data, tmp_path / "normal")
+    played = data / "valve1" / "0.csv"
+    done = demo("--recording", played, "--normal", normal, "--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    recording = read_recording(played)
+    assert recording.label is not None
+    episode = recording.time_ns[recording.label == 1]
+    started = [event for event in result["events"] if event["type"] == "anomaly_started"]
+    assert started
+    assert episode[0] <= started[0]["stream_ns"] <= episode[-1], "the alert came outside the labelled episode"
+    early = [event for event in result["events"] if event["stream_ns"] < episode[0]]
+    assert early == [], "an event in the normal part"
+    assert started[0]["historical"] is False
+    assert (tmp_path / "out" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_recording_without_a_fault_raises_nothing_and_the_demo_says_so(tmp_path: Path) -> None:
+    """The control of the test above: the normal part alone, relabelled as though it held a fault, must fail the gate."""
+    data = skab.folder()
+    normal = skab.normal_parts(data, tmp_path / "normal")
+    lines = (data / "valve1" / "0.csv").read_text().splitlines()[:500]
+    lied = [lines[0], *lines[1:300], *(line[: line.index(";0.0;0.0")] + ";1.0;0.0" for line in lines[300:])]
+    (tmp_path / "lie.csv").write_text("\n".join(lied) + "\n")
+    few = ["--speed", "60", "--out", tmp_path / "out"]
+    done = demo("--recording", tmp_path / "lie.csv", "--normal", normal, *few)
+    assert done.returncode == 1
+    assert "no alert came" in done.stderr.splitlines()[-1]
+
+
+def test_a_demo_without_anything_normal_is_a_usage_mistake(tmp_path: Path) -> None:
+    done = demo("--recording", tmp_path / "x.csv", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "--normal" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_simulated_machine(tmp_path: Path) -> None:
+    done = demo("--out", tmp_path / "out", "--json")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert result["events"][0]["type"] == "anomaly_started"
+    assert result["device_equals_offline"].startswith("yes")
