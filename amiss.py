@@ -48,6 +48,10 @@ def demo(
     normal: Annotated[
         list[Path] | None, typer.Option(help="With --recording: recordings (or folders) of normal running to learn from.")
     ] = None,
+    own: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --recording: normal running of the very machine that is played, to commission the model on."),
+    ] = None,
     speed: Annotated[
         float | None, typer.Option(help="With --recording: times real time; found from its length if not given.")
     ] = None,
@@ -60,7 +64,7 @@ def demo(
     from deploy import demo as demos
 
     if recording is not None:
-        result = demos.on_recording(recording, normal or [], out=out, speed=speed, seed=seed)
+        result = demos.on_recording(recording, normal or [], own or [], out=out, speed=speed, seed=seed)
     else:
         result = demos.on_simulation(out=out, fault=fault, seed=seed)
     _print(result.data, result.lines(), as_json)
@@ -147,10 +151,10 @@ def train(
 ) -> None:
     """Learn what normal looks like from recordings without labels."""
     import msgspec
-    from trainer.progress import progress
 
     from edge.errors import UsageError
     from trainer import recipes
+    from trainer.progress import progress
     from trainer.train import train as run
 
     plan = recipes.load(recipe) if recipe else recipes.Recipe()
@@ -172,13 +176,27 @@ def quantize(
 ) -> None:
     """Compress a run to int8, prove that its verdicts stay the same, and pack it into a bundle."""
     import msgspec
-    from trainer.progress import progress
 
     from quantize import quantize as compress
+    from trainer.progress import progress
 
     with progress("quantize") as report:
         result = compress(run, out, progress=report)
     _print(msgspec.to_builtins(result), result.lines(), as_json)
+
+
+@app.command()
+def commission(
+    bundle: BundleFile,
+    normal: Annotated[
+        list[Path], typer.Option(help="Recordings (or folders) of this very machine, running normally.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Bundle to write (.amiss).", show_default=False)],
+) -> None:
+    """Make a bundle this machine's own: keep the encoder, fit what counts as ordinary to its recordings. Runs on the device."""
+    from edge.operating.commission import commission as fit
+
+    _say(fit(bundle, normal, out))
 
 
 @app.command()
@@ -236,6 +254,7 @@ def evaluate(
 ) -> None:
     """Judge a bundle on labelled recordings, through the same pipeline that the device runs."""
     import msgspec
+
     from trainer.evaluate import evaluate as judge
 
     result = judge(bundle, data)

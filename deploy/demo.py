@@ -22,19 +22,21 @@ from typing import Any
 
 import numpy as np
 import paho.mqtt.client as mqtt
-from edge.sensing.simulate import FAULTS, Machine
-from trainer.progress import progress
+from paho.mqtt.enums import CallbackAPIVersion
 
 from deploy import brokers, machine, picture
 from edge.bundle import Bundle
 from edge.delivery import topics
 from edge.errors import DataError, GateError, UsageError
+from edge.operating.commission import commission
 from edge.operating.score import judge_recording
 from edge.pipeline import Verdicts
 from edge.sensing.recordings import Recording, read_recording, write_recording
+from edge.sensing.simulate import FAULTS, Machine
 from edge.signal import Float64, Int64
 from quantize import quantize
 from trainer import recipes
+from trainer.progress import progress
 from trainer.train import train
 
 NODE, STREAM = "demo", "machine"
@@ -85,16 +87,13 @@ def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
     with _step(f"record {LEARN_S:g} s of normal running at {rate_hz:g} Hz: {', '.join(channels)}"):
         normal = machine.recordings_of([source.next(round(LEARN_S * rate_hz))], "normal", channels)
         write_recording(folder / "normal.csv", normal)
-        live_normal = source.next(round(LIVE_NORMAL_S * rate_hz))
         unseen = machine.recordings_of([source.next(round(UNSEEN_S * rate_hz))], "unseen", channels)
-        # The live part goes on where the unseen one ends; only its clock is the demo's.
+        live_normal = source.next(round(LIVE_NORMAL_S * rate_hz))
         source.inject(fault)
         live = machine.recordings_of([live_normal, source.next(round(LIVE_FAULT_S * rate_hz))], "live", channels)
-        step_ns = round(1e9 / rate_hz)
-        rows = len(live.time_ns)
         onset = len(live_normal)
-        label = (np.arange(rows) >= onset).astype(np.int8)
-        live = Recording("live", channels, live.time_ns[0] + np.arange(rows, dtype=np.int64) * step_ns, live.x, label)
+        label = (np.arange(len(live.time_ns)) >= onset).astype(np.int8)
+        live = Recording("live", channels, live.time_ns, live.x, label)
         write_recording(folder / "live.csv", live)
     # 0.64 s hold 16 turns of the shaft: enough to tell a rhythm, short enough to alert within seconds.
     bundle, measured = _learn([folder / "normal.csv"], folder, window=256, seed=seed)
@@ -105,8 +104,13 @@ def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
     return _tell(bundle, live, story, measured, folder, onset, speed=1.0, extra=extra)
 
 
-def on_recording(recording: Path, normal: list[Path], *, out: Path, speed: float | None, seed: int) -> DemoResult:
+def on_recording(
+    recording: Path, normal: list[Path], own: list[Path], *, out: Path, speed: float | None, seed: int
+) -> DemoResult:
     """Learn from `normal`, then play `recording` through the serial port and a real Mosquitto at `speed` times real time.
+
+    The encoder learns from all of `normal`. With `own`, normal running of the very machine that is played, the head is fitted to
+    it, as commissioning does on site.
 
     Raises `GateError` when the recording has labels and the first alert is not inside a labelled episode.
     """
@@ -115,6 +119,10 @@ def on_recording(recording: Path, normal: list[Path], *, out: Path, speed: float
     played = read_recording(recording)
     folder = _folder(out)
     bundle, measured = _learn(normal, folder, window=None, seed=seed)
+    if own:
+        with _step("commission: fit what counts as ordinary to this machine"):
+            _say(f"  {commission(folder / 'demo.amiss', own, folder / 'demo.amiss')}")
+        bundle = Bundle.open(folder / "demo.amiss")
     if played.channels != bundle.channels:
         raise DataError(
             f"{recording} has channels {', '.join(played.channels)}, the normal recordings {', '.join(bundle.channels)}"
@@ -319,8 +327,8 @@ def _agrees(story: Story, verdicts: Verdicts) -> str:
 
 
 def _subscribe(port: int, inbox: "queue.Queue[tuple[float, str, bytes]]") -> mqtt.Client:
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="amiss-demo-watcher", protocol=mqtt.MQTTv5)
-    client.on_message = lambda _client, _data, message: inbox.put((time.monotonic(), message.topic, message.payload))
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="amiss-demo-watcher", protocol=mqtt.MQTTv5)
+    client.on_message = lambda _client, _data, message: inbox.put((time.monotonic(), message.topic, bytes(message.payload)))
     client.on_connect = lambda client, *_: client.subscribe("amiss/#", qos=1)
     client.connect("127.0.0.1", port)
     client.loop_start()

@@ -191,6 +191,11 @@ class Bundle:
         )
 
 
+def members_of(path: Path) -> dict[str, bytes]:
+    """The verified members of a bundle, without its manifest; to make another bundle of them."""
+    return verify(_read(path))[1]
+
+
 def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -> str:
     """Write a bundle at once or not at all; returns its digest.
 

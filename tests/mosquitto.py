@@ -174,7 +174,7 @@ class Listener:
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         with self._changed:
-            self.heard.append(Heard(message.topic, message.payload, message.retain, message.properties))
+            self.heard.append(Heard(message.topic, bytes(message.payload), message.retain, message.properties))
             self._changed.notify_all()
 
     def payloads(self, topic: str) -> list[bytes]:

@@ -18,6 +18,13 @@ def folder() -> Path:
     return path
 
 
+def own_part(skab: Path, name: str, out: Path) -> Path:
+    """The normal part of one file."""
+    part = read_recording(skab / name).part(0, 400)
+    write_recording(out, type(part)(part.name, part.channels, part.time_ns, part.x))
+    return out
+
+
 def normal_parts(skab: Path, out: Path) -> Path:
     """The first 400 rows of each labelled file, which its authors call normal, and the anomaly-free file; without labels."""
     for file in [*skab.glob("valve*/*.csv"), *skab.glob("other/*.csv"), *skab.glob("anomaly-free/*.csv")]:

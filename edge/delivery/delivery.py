@@ -85,6 +85,7 @@ class Delivery:
         self._loose: set[Token] = set()  # sent with QoS 0 in this session
         self._suspects: set[Token] = set()
         self._strikes: dict[Token, int] = {}
+        self._short_sessions = 0  # in a row
         self._proven = False  # this session has acknowledged something
         self._told = ""  # the last line about the broker
         self._disk_trouble = ""
@@ -154,6 +155,7 @@ class Delivery:
                 try:
                     self._sink.connect()
                 except AmissError as error:
+                    self._short_sessions = 0
                     self._tell(str(error))
                 else:
                     attempt = self._live(attempt)
@@ -169,7 +171,7 @@ class Delivery:
         """One session from beginning to end; returns how long the chain of failures now is."""
         began_s = self._clock()
         self.trouble = ""
-        if attempt < _FLAPPING:
+        if self._short_sessions < _FLAPPING:
             log.info("%s: connected as amiss-%s", self._sink.where, self.node)
             self._told = ""
         try:
@@ -179,10 +181,12 @@ class Delivery:
             self._suspect(error)
             self._under_way.clear()
             self._loose.clear()
-            if self._clock() - began_s >= _STABLE_S or (under_way and self._proven):  # the latter: find the culprit soon
+            lasted = self._clock() - began_s >= _STABLE_S
+            self._short_sessions = 0 if lasted else self._short_sessions + 1
+            if lasted or (under_way and self._proven):  # the latter: to find the culprit soon
                 attempt = 0
             line = str(error)
-            if attempt >= _FLAPPING:
+            if self._short_sessions >= _FLAPPING and not under_way:
                 line = f"{self._sink.where}: no session lasts {_STABLE_S:.0f} s; does a second agent use this node's name?"
             self._tell(line)
         return attempt

@@ -72,6 +72,8 @@ class MqttSink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.node = config, node
+        if config.tls:
+            self._tls_context()  # a wrong path is found when built
         self.port = config.port or (8883 if config.tls else 1883)
         self.where = f"broker {config.host}:{self.port}"
         self._client_id = client_id or f"amiss-{node}"
@@ -83,8 +85,6 @@ class MqttSink:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._forget()
-        if config.tls:
-            self._tls_context()  # a wrong path is found when built
 
     def _forget(self) -> None:
         self._welcome: ReasonCode | None = None

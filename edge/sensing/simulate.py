@@ -143,9 +143,8 @@ class Machine:
         knots = self._knots.get(fault)
         if not knots:
             return np.zeros(len(index))
-        # Before the first knot the fault was not there, whatever np.interp would hold on to.
         at, severity = np.array(knots, np.float64).T
-        level: Float64 = np.interp(index, at, severity, left=0.0)
+        level: Float64 = np.interp(index, at, severity)
         return level
 
     def _load(self, t: Float64) -> Float64:

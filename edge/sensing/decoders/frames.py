@@ -183,14 +183,14 @@ class FrameDecoder:
     def _missing(self, sequence: int, time_us: int) -> int | None:
         """Samples missing before this frame; None when the device has started again.
 
-        After a start both sequence and clock begin near zero. The sequence alone cannot tell that from a wrap, so a jump
-        must also fit into the time that has passed on the device, with a second to spare.
+        A start takes the sequence back to zero. Close to the wrap that looks like a step forward, and where the clock was
+        set like one that took years; so the step must be a small one *and* fit into the time that has passed on the device.
         """
         if self._expected is None:
             return None
         missing = (sequence - self._expected) % _WRAP
         passed_ns = (time_us - self._newest[1]) * 1000
-        if missing and (missing >= _WRAP // 2 or passed_ns < 0 or missing * self._period_ns > 2 * passed_ns + 1e9):
+        if missing and (missing >= _WRAP // 2 or missing * self._period_ns > 2 * passed_ns + 1e9):
             return None
         return missing
 

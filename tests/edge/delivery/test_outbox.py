@@ -50,7 +50,8 @@ def adds_up(counts: Counts) -> bool:
 
 def test_alerts_leave_first_and_else_the_oldest(path: Path) -> None:
     outbox = open_outbox(path)
-    ids = [outbox.put(kind, TOPIC, str(i).encode()) for i, kind in enumerate(["telemetry", "alert", "telemetry", "alert"])]
+    kinds: list[Kind] = ["telemetry", "alert", "telemetry", "alert"]
+    ids = [outbox.put(kind, TOPIC, str(i).encode()) for i, kind in enumerate(kinds)]
     assert ids == ["n-b-1", "n-b-2", "n-b-3", "n-b-4"]
     assert [record.payload for record in outbox.pending(10)] == [b"1", b"3", b"0", b"2"]
     assert [record.sequence for record in outbox.pending(2, besides={2})] == [4, 1]
@@ -550,7 +551,7 @@ class OutboxMachine(RuleBasedStateMachine):
         assert self.outbox.live_bytes() <= BUDGET
 
 
-OutboxMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+OutboxMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 TestAgainstAModel = OutboxMachine.TestCase
 
 

@@ -261,6 +261,13 @@ def test_a_device_that_starts_again_has_lost_nothing_that_can_be_counted(sequenc
         assert again.time_ns[-1] == 4 * 10**9
 
 
+def test_a_start_that_also_sets_the_devices_clock_has_lost_nothing_either() -> None:
+    made = decoder()
+    made.feed(encode_frame(ramp(N), 4000, 10_000_000), 0)
+    made.feed(encode_frame(ramp(N), 0, 1_767_225_600_000_000), 10**9)
+    assert made.lost == 0
+
+
 def test_a_start_without_a_clock_is_known_by_the_impossible_number_of_lost_samples() -> None:
     made = decoder()
     made.feed(encode_frame(ramp(N), 3_000_000_000, 0), 0)
@@ -359,6 +366,14 @@ def test_the_sensors_clock_is_taken_as_it_is() -> None:
     stamps = feed_all(made, sent[:5] + sent[7:]).time_ns
     number = np.delete(np.arange(20 * N), range(5 * N, 7 * N))
     assert np.array_equal(stamps, 5_000_000_000 + (number * PERIOD_NS).astype(np.int64))
+
+
+def test_a_pause_that_only_the_sensors_clock_knows_of_is_a_hole() -> None:
+    x = ramp(4 * N)
+    sent = [encode_frame(x[:, i * N : i * N + N], i * N, 10**6 + i * 20_000 + (i > 1) * 100_000) for i in range(4)]
+    steps = np.diff(feed_all(decoder("sensor"), sent).time_ns)
+    assert steps[2 * N - 1] == PERIOD_NS + 100_000_000
+    assert (np.delete(steps, 2 * N - 1) == PERIOD_NS).all()
 
 
 @given(st.lists(st.integers(-9_000, 9_000), min_size=60, max_size=60), st.floats(0.96, 1.04))

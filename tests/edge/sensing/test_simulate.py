@@ -116,6 +116,16 @@ def test_unknown_faults_are_named_with_those_that_there_are() -> None:
         Machine(1).inject("gremlins")
 
 
+def test_a_fault_that_is_mended_while_it_grows_goes_back_from_where_it_was() -> None:
+    healthy, machine = simulate(12, seed=1).x, Machine(1)
+    machine.inject("imbalance")
+    parts = [machine.next(1000)]
+    machine.inject("imbalance", 0.0)
+    parts.append(machine.next(3800))
+    size = np.hypot(*(np.concatenate([part.x for part in parts], axis=1) - healthy)[:2])
+    np.testing.assert_allclose(size[[0, 500, 999, 2000, 3100, 4799]], [0, 0.25, 0.5, 0.25, 0, 0], atol=0.01)
+
+
 @pytest.mark.parametrize("rate_hz", [20.0, 100.0, 3200.0])
 def test_other_rates(rate_hz: float) -> None:
     """No alias of a harmonic that the sensor cannot see, and slow channels that do not care."""
@@ -124,6 +134,13 @@ def test_other_rates(rate_hz: float) -> None:
     assert 1420 < x[4].mean() < 1480
     assert 40 < x[3].mean() < 52
     assert x[0].std() < 1.0
+
+
+def test_a_harmonic_beyond_the_sensors_limit_does_not_come_back_as_an_alias() -> None:
+    slow = simulate(60, seed=1, rate_hz=100.0).x
+    turns = np.cumsum(slow[4].astype(np.float64) / 60) / 100
+    assert amplitude_at(slow[0], turns, 1) > 0.2
+    assert amplitude_at(slow[0], turns, 3) < 0.03
 
 
 # Physics.
@@ -196,6 +213,14 @@ def test_a_bearing_strikes_at_the_ball_pass_frequency_of_its_geometry() -> None:
     assert orders[int(np.argmax(spectrum))] == pytest.approx(3.585, abs=0.006)
     assert max(spectrum) > 10 * float(np.median(spectrum))
     assert np.array_equal(faulty[2:], healthy[2:])
+
+
+def test_blows_ring_on_from_block_to_block() -> None:
+    healthy, faulty = after_onset("bearing", 120)
+    loud = (faulty - healthy)[0, : 90 * 512].reshape(-1, 512).astype(np.float64) ** 2
+    # The stretch begins at sample 12,000 = 23 × 512 + 224.
+    early = np.roll(loud.mean(axis=0), 224)[:4].mean()
+    assert early == pytest.approx(loud.mean(), rel=0.25)
 
 
 def test_overload_slows_the_shaft_draws_current_and_heats() -> None:

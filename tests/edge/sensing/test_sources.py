@@ -127,6 +127,16 @@ def test_a_silent_sensor_lets_the_caller_live_and_is_lost_after_a_while(sensor: 
     assert made._port is None
 
 
+def test_a_sensor_that_sends_now_and_then_is_alive(sensor: Sensor) -> None:
+    made = source(sensor, silence_s=0.5)
+    stream = open_stream(made)
+    for _ in range(5):
+        time.sleep(0.2)
+        sensor.write(sensor.frame())
+        assert len(take(stream, N)) == N
+    made.close()
+
+
 def test_noise_is_no_sign_of_life(sensor: Sensor) -> None:
     """Only valid samples count, and the message says what was wrong with the others."""
     made = source(sensor, silence_s=0.3)

@@ -1,0 +1,70 @@
+"""`amiss commission`: a bundle for a fleet and an hour of one machine → this machine's own bundle."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge.bundle import Bundle, members_of, pack_arrays, pack_head, write_bundle
+from edge.errors import DataError
+from edge.scoring.backends import Outputs, run_in_slices
+from edge.scoring.commission import fit_head
+from edge.scoring.scorers import features
+from edge.sensing.recordings import find_recordings, match_channels, read_recording
+from edge.sensing.windows import Windower
+
+WINDOWS = 2000
+"""Aimed at per recording: more of them overlap more and say little more."""
+
+
+def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
+    """Write `out`: the same encoder, the head fitted to the recordings; returns one line that says what came of it.
+
+    Raises `DataError` when the recordings do not fit the bundle or are too short.
+    """
+    bundle = Bundle.open(bundle_path)
+    manifest = bundle.manifest
+    embeddings, residuals, digests = [], [], {}
+    overlap = 1
+    for path in find_recordings(normal):
+        recording = match_channels(read_recording(path), bundle.channels)
+        hop = max(1, min(manifest.hop, len(recording.time_ns) // WINDOWS))
+        windower = Windower(len(bundle.channels), manifest.rate_hz, manifest.window, hop, manifest.missing)
+        for samples in recording.samples():
+            windows = windower.feed(samples)
+            if len(windows):
+                outputs = run_in_slices(bundle.backend, windows.x)
+                embeddings.append(outputs.embedding)
+                residuals.append(outputs.residual)
+        overlap = max(overlap, -(-manifest.window // hop))
+        digests[f"commissioned/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        if not embeddings:
+            raise ValueError(f"nowhere are {manifest.window} samples in a row usable")
+        head = fit_head(manifest.scorer, Outputs(np.concatenate(embeddings), np.concatenate(residuals)), overlap)
+    except ValueError as error:
+        raise DataError(f"{', '.join(map(str, normal))}: {error}; record for longer") from None
+    golden = run_in_slices(bundle.backend, bundle.golden.x)
+    members = members_of(bundle_path) | {
+        "head.npz": pack_head(head.scorer, head.calibrator, head.explainer),
+        "golden.npz": pack_arrays(
+            {
+                "x": bundle.golden.x,
+                "embedding": golden.embedding,
+                "residual": golden.residual,
+                "score": head.scorer.score(features(golden)),
+            }
+        ),
+    }
+    manifest = msgspec.structs.replace(
+        manifest,
+        calibration_windows=head.calibrator.windows,
+        calibration_floor=head.calibrator.floor,
+        lineage=manifest.lineage | {"commissioned_from": bundle.digest} | digests,
+    )
+    digest = write_bundle(out, manifest, members)
+    return (
+        f"{out}: fitted to {head.calibrator.windows} windows of this machine, nothing rarer than "
+        f"p = {head.calibrator.floor:.2g}; digest {digest[:16]}…"
+    )
