@@ -39,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks import models, wire
 from benchmarks.models import SHAPES, Shape
@@ -50,12 +51,12 @@ NODE, STREAM = "bench", "machine"
 STARTS = 3
 START_S = 15.0
 """How long a start may take before it counts as failed."""
-REAL_S = 8.0
+REAL_S = 6.0
 """Of real time, for CPU and resident memory."""
 LATE_S = 10.0
 UPDATE_S = 0.07
 """How often the lasting anomaly is told: no multiple of the time that a chunk takes, so that all phases of it are met."""
-FLAT_OUT_S = 3.0
+FLAT_OUT_S = 2.0
 """Roughly, for the agent and for the hand-written loop."""
 TICK_S = 0.25
 IDLE_CPU_S = 0.006
@@ -168,14 +169,17 @@ port = {self.broker}
     def spawn(self, *arguments: str) -> "subprocess.Popen[str]":
         # onnxruntime would tell its maker about each start of any of these processes.
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
-        log = (self.folder / "log").open("ab")
-        return subprocess.Popen(
-            [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment, close_fds=True
-        )
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
 
     def inside(self, job: str, config: Path | None = None) -> Json:
         process = self.spawn("benchmarks.inside", job, str(config or self.config()), str(SHAPES.index(self.case.shape)))
         return self.answer(process)
+
+    def last_words(self) -> str:
+        return (self.folder / "log").read_text()[-3000:]
 
     def start_profile(self) -> dict[str, float]:
         return dict(self.answer(self.spawn("benchmarks.start", repr(time.monotonic()), str(self.config()))))
@@ -183,7 +187,7 @@ port = {self.broker}
     def answer(self, process: "subprocess.Popen[str]") -> Json:
         text, _ = process.communicate(timeout=120)
         if process.returncode or not text:
-            raise SystemExit(f"{process.args}: ended with {process.returncode}\n{(self.folder / 'log').read_text()[-3000:]}")
+            raise SystemExit(f"{process.args!r}: ended with {process.returncode}\n{self.last_words()}")
         answer: Json = json.loads(text.splitlines()[-1])
         return answer
 
@@ -213,7 +217,7 @@ def agent_outside(setup: Setup, inside: Json) -> Json:
             )
             if not left:
                 real_time = spend(process.pid, player, real)
-                rss = resident_mb(process.pid)
+                rss, private = resident_mb(process.pid), private_mb(process.pid)
                 backlog = spend(process.pid, player, flat_out, flat_out=True)
                 peak = resident_mb(process.pid)
                 gaps = seen.gaps
@@ -228,6 +232,7 @@ def agent_outside(setup: Setup, inside: Json) -> Json:
         "real_time": per_sample(setup.case, real_time),
         "flat_out": per_sample(setup.case, backlog),
         "rss_mb": rss,
+        "rss_private_mb": private,
         "rss_after_flat_out_mb": peak,
         "gaps": gaps,
     }
@@ -280,7 +285,7 @@ def lateness(setup: Setup) -> Json:
     process.send_signal(signal.SIGTERM)
     events = [event for event in setup.answer(process)["events"] if event["sample"] >= first * shape.frame]
     if not events:
-        raise SystemExit(f"{setup.case.name}: no event came\n{(setup.folder / 'log').read_text()[-3000:]}")
+        raise SystemExit(f"{setup.case.name}: no event came\n{setup.last_words()}")
     sent = player.sent_ns[[event["sample"] // shape.frame for event in events]]
     read, done = (np.array([event[key] for event in events]) for key in ("read_ns", "done_ns"))
 
@@ -339,6 +344,12 @@ def resident_mb(pid: int) -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
+def private_mb(pid: int) -> float:
+    """Of that, what no file backs: the rest are pages of libraries, which the system can drop and other processes share."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return round(int(line.split()[1]) * 1024 / 1e6, 1)
+
+
 class Seen:
     """When something was first said on each topic, and the gaps that the agent told."""
 
@@ -358,7 +369,7 @@ class Seen:
 @contextmanager
 def watch(broker: int) -> Iterator[Seen]:
     seen = Seen()
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.on_connect = lambda client, *_: client.subscribe("amiss/#", qos=1)
     client.on_subscribe = lambda *_: seen.subscribed.set()
     client.on_message = lambda _client, _data, message: seen.note(message)
@@ -377,18 +388,16 @@ def goals(results: list[Json]) -> list[Json]:
     """What was wanted, what is reached."""
     found: list[Json] = []
 
-    def add(name: str, wanted: str, values: dict[str, float], good: Callable[[float], bool], form: str) -> None:
-        reached = ", ".join(f"{format(value, form)} ({case})" for case, value in values.items())
-        found.append({"goal": name, "wanted": wanted, "values": values, "reached": all(map(good, values.values())), "text": reached})
+    def add(goal: str, some: list[Json], value: Callable[[Json], float], good: Callable[[float], bool], form: str) -> None:
+        values = {result["case"]: value(result) for result in some}
+        text = ", ".join(f"{format(value, form)} ({case})" for case, value in values.items())
+        found.append({"goal": goal, "reached": all(map(good, values.values())), "values": values, "text": text})
 
     fast = [result for result in results if result["rate_hz"] >= 10_000]
-    by_case: Callable[[list[Json], Callable[[Json], float]], dict[str, float]] = lambda some, value: {
-        result["case"]: value(result) for result in some
-    }
-    add("(1) of (3), 10 kHz", "≥ 80 %", by_case(fast, lambda r: r["inside"]["of_limit"]), lambda v: v >= 0.8, ".0%")
-    add("(1) to (2), flat out", "≥ 5", by_case(results, ratio), lambda v: v >= 5, ".1f")
-    add("resident memory, MB", "≤ 70", by_case(results, lambda r: r["agent"]["rss_after_flat_out_mb"]), lambda v: v <= 70, ".1f")
-    add("start to first score, s", "≤ 1.5", by_case(results, lambda r: r["agent"]["first_score_s"]), lambda v: v <= 1.5, ".2f")
+    add("(1) at least 80 % of (3) at 10 kHz", fast, lambda r: float(r["inside"]["of_limit"]), lambda v: v >= 0.8, ".0%")
+    add("(1) at least 5 times (2), flat out", results, ratio, lambda v: v >= 5, ".1f")
+    add("at most 70 MB resident, ever", results, lambda r: float(r["agent"]["rss_after_flat_out_mb"]), lambda v: v <= 70, ".1f")
+    add("first score 1.5 s after the start", results, lambda r: float(r["agent"]["first_score_s"]), lambda v: v <= 1.5, ".2f")
     return found
 
 
@@ -435,6 +444,7 @@ def table(report: Json) -> list[str]:
         ("        of it read to outbox", late("read_to_outbox")),
         ("        events", lambda r: str(r["latency_ms"]["events"])),
         ("RESIDENT MEMORY, MB: (1) agent, real time", lambda r: f"{r['agent']['rss_mb']:.1f}"),
+        ("        of it private", lambda r: f"{r['agent']['rss_private_mb']:.1f}"),
         ("        (1) agent, after flat out", lambda r: f"{r['agent']['rss_after_flat_out_mb']:.1f}"),
         ("        (2) hand-written", lambda r: f"{r['handwritten']['rss_mb']:.1f}"),
         ("START, s: to online", lambda r: f"{r['agent']['online_s']:.2f}"),
@@ -444,22 +454,24 @@ def table(report: Json) -> list[str]:
     cells = [["", *(r["case"] for r in results)], *([name, *(cell(r) for r in results)] for name, cell in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(results) + 1)]
     lines = [
-        "  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join([line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))])
         for line in cells
     ]
     info = report["machine"]
     lines += ["", f"{info['cpu']}, {info['cores']} cores; " + ", ".join(f"{name} {v}" for name, v in info["versions"].items())]
     lines += ["; ".join(f"{r['case']}: {r['precision']}, {r['model_bytes']:,} bytes" for r in results)]
     lines += ["", "goal"]
-    lines += [f"  {'yes' if g['reached'] else 'NO '}  {g['goal']} {g['wanted']}: {g['text']}" for g in report["goals"]]
+    lines += [f"  {'yes' if g['reached'] else 'NO '}  {g['goal']}: {g['text']}" for g in report["goals"]]
     return lines
 
 
 def machine() -> Json:
     names = ("amiss", "numpy", "onnxruntime", "paho-mqtt", "pyserial")
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    names_of_cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
     return {
-        "cpu": cpu or platform.machine(),
+        "cpu": names_of_cpu[0] if names_of_cpu else platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "load_before": os.getloadavg(),

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 import paho.mqtt.client as mqtt
 import serial
+from paho.mqtt.enums import CallbackAPIVersion
 
 
 def lines(port: serial.Serial) -> Iterator[bytes]:
@@ -43,7 +44,7 @@ def main() -> None:
     if args.tuned:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(args.model, options)
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.connect("127.0.0.1", args.mqtt)
     client.loop_start()
     port = serial.Serial(args.port, 115200)
@@ -61,7 +62,7 @@ def main() -> None:
                 continue
             samples += 1
             if samples >= args.window and (samples - args.window) % args.hop == 0:
-                embedding, residual = session.run(["embedding", "residual"], {"window": window})
+                (residual,) = session.run(["residual"], {"window": window})
                 windows += 1
                 if (score := float(residual.max())) > args.threshold:
                     client.publish("handwritten/event", json.dumps({"time": time.time(), "score": score}), qos=1)

@@ -42,7 +42,8 @@ def signal(shape: Shape, n: int, seed: int) -> Float32:
     turns = np.arange(n) * np.array([[0.011], [0.023], [0.052]])  # frequencies as shares of the sampling rate
     tones = np.sin(2 * np.pi * (turns + rng.random((3, 1))))
     mixture = np.random.default_rng(shape.channels).uniform(0.2, 1.5, (shape.channels, 3))  # of the machine, not of the day
-    return (mixture @ tones + 0.5 * rng.standard_normal((shape.channels, n))).astype(np.float32)
+    x: Float32 = (mixture @ tones + 0.5 * rng.standard_normal((shape.channels, n))).astype(np.float32)
+    return x
 
 
 def bundle(shape: Shape, folder: Path) -> Path:

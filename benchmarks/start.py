@@ -16,10 +16,10 @@ lap("interpreter")
 import amiss  # noqa: E402, F401
 
 lap("import amiss (the front door, with typer)")
-import numpy  # noqa: E402, ICN001, F401
+import numpy  # noqa: E402, F401
 
 lap("import numpy")
-import edge.agent  # noqa: E402
+import edge.agent  # noqa: E402, F401
 
 lap("import edge.agent (paho, pyserial, msgspec, sqlite3)")
 import onnxruntime  # noqa: E402, F401
@@ -28,15 +28,20 @@ lap("import onnxruntime")
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-config = edge.agent.configs.load(Path(sys.argv[2]))
+from edge import config as configs  # noqa: E402
+from edge.bundle import Bundle  # noqa: E402
+from edge.delivery.mqtt import MqttSink  # noqa: E402
+from edge.delivery.outbox import Outbox  # noqa: E402
+
+config = configs.load(Path(sys.argv[2]))
 lap("read device.toml")
-bundle = edge.agent.Bundle.open(Path(config.bundle))
+bundle = Bundle.open(Path(config.bundle))
 lap("open the bundle (digests, arrays, session)")
 bundle.self_test()
 lap("self-test")
-outbox = edge.agent.Outbox(config.state_path() / "outbox.db", device="start", boot="start")
+outbox = Outbox(config.state_path() / "outbox.db", device="start", boot="start")
 lap("open the outbox")
-sink = edge.agent.MqttSink(config.mqtt, "start")
+sink = MqttSink(config.mqtt, "start")
 sink.connect()
 lap("connect to the broker")
 sink.disconnect()

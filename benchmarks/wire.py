@@ -5,19 +5,19 @@ import pty
 import time
 import tty
 from collections.abc import Callable, Sequence
-from pathlib import Path
+
+import numpy as np
 
 from benchmarks.models import Shape
 from edge.sensing.decoders.frames import encode_frame
 from edge.signal import Float32, Int64
 
-import numpy as np
 
-
-def frames(shape: Shape, x: Float32) -> list[bytes]:
-    """COBS frames of `shape.frame` samples each; a rest that fills no frame is left out."""
+def frames(shape: Shape, x: Float32, first: int = 0) -> list[bytes]:
+    """COBS frames of `shape.frame` samples each, numbered from `first`; a rest that fills no frame is left out."""
+    start = first * shape.frame
     return [
-        encode_frame(x[:, at : at + shape.frame], at, round(at * 1e6 / shape.rate_hz))
+        encode_frame(x[:, at : at + shape.frame], start + at, round((start + at) * 1e6 / shape.rate_hz))
         for at in range(0, x.shape[1] - shape.frame + 1, shape.frame)
     ]
 

@@ -41,7 +41,7 @@ from trainer.train import train
 
 NODE, STREAM = "demo", "machine"
 
-LEARN_S = 360.0
+LEARN_S = 900.0
 """Normal running to learn from."""
 LIVE_NORMAL_S, LIVE_FAULT_S = 15.0, 20.0
 """What the agent sees live before and after the fault begins."""

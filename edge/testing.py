@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from edge.scoring.scorers import Scorer
 from edge.sensing.decoders import Decoder
 from edge.sensing.decoders.layout import Clock
 from edge.signal import Float32, Samples
@@ -36,6 +37,36 @@ def check_decoder(
     if proves_values:
         _check_no_wrong_value(make, wire, expected, rng, noise)
     _check_recovery(make, wire, expected, rng)
+
+
+def check_scorer(kind: type[Scorer], seed: int = 0) -> None:
+    """What every scorer owes: higher is stranger, finite or infinite but never NaN, the same after a round trip, and no
+    opinion on how windows are batched or on what the caller does with its arrays."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(6, 6))
+    normal = (rng.normal(size=(600, 6)) @ mixing).astype(np.float32)
+    far = (normal[:50] + 20 * mixing[0]).astype(np.float32)
+    before = normal.copy()
+    scorer = kind.fit(normal)
+    assert np.array_equal(normal, before), "fit changed its input"
+    usual, strange = scorer.score(normal), scorer.score(far)
+    assert usual.dtype == np.float32, f"scores are {usual.dtype}, not float32"
+    assert usual.shape == (600,), f"{usual.shape} scores for 600 windows"
+    assert np.median(strange) > np.quantile(usual, 0.99), "what is far from normal does not score higher"
+    assert np.allclose(scorer.score(normal[7:8]), usual[7:8], rtol=1e-4), "another score when alone than in a batch"
+    assert scorer.score(normal[:0]).shape == (0,), "no windows, no scores"
+    again = kind.from_arrays({name: array.copy() for name, array in scorer.arrays().items()})
+    assert np.array_equal(again.score(normal), usual), "other scores after a round trip"
+    assert all(array.dtype == np.float32 for array in scorer.arrays().values()), "a bundle holds float32 arrays only"
+    broken = normal[:3].copy()
+    broken[0, 0], broken[1, 0], broken[2] = np.nan, np.inf, 3e38
+    assert (scorer.score(broken) > usual.max()).all(), "what is not finite must be the strangest of all"
+    constant = normal.copy()
+    constant[:, 2] = 5.0
+    moved = constant[:1].copy()
+    moved[0, 2] = 9.0
+    fitted = kind.fit(constant)
+    assert fitted.score(moved)[0] > fitted.score(constant[:1])[0], "a feature that never moved, moves, and nobody notices"
 
 
 def feed_all(decoder: Decoder, pieces: Sequence[bytes], start_ns: int = 0, step_ns: int = 20_000_000) -> Samples:

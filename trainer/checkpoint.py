@@ -1,6 +1,7 @@
 """Read a RUN directory back."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def load_detector(run: Path) -> tuple[Detector, RunInfo]:
     detector = Detector(len(info.channels), info.recipe)
     try:
         # weights_only: a checkpoint is data. Without it, opening one would run whatever its pickle says.
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            weights = torch.load(path, map_location="cpu", weights_only=True)
         detector.load_state_dict(weights)
     except FileNotFoundError:
         raise NoInputError(f"{path}: no such file; train again") from None
@@ -51,7 +53,7 @@ def load_windows(run: Path) -> tuple[Float32, Float32]:
     """(n, C, N) windows that were learned from and (m, C, N) that were held back. Raises `NoInputError` or `DataError`."""
     path = run / "windows.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["fit"], stored["calibration"]
     except FileNotFoundError:
         raise NoInputError(f"{path}: no such file; train again") from None

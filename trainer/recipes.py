@@ -54,8 +54,9 @@ class TrainingRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     held_back: Annotated[float, Meta(gt=0, lt=1)] = 0.3
     """Share of each recording, at its end, that the encoder does not see and that the calibration is made from."""
     seed: Annotated[int, Meta(ge=0)] = 0
-    threads: Count = 2
-    """Part of the recipe because the order of summation, and with it the last bit, depends on it."""
+    threads: Count = 1
+    """Part of the recipe because the order of summation, and with it the last bit, depends on it. One is nearly as fast for
+    models this small; several wait for each other, and on a machine that has other things to do ten times as long."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

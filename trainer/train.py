@@ -89,7 +89,8 @@ def train(
     info = RunInfo(
         version=version(),
         torch=str(torch.__version__),
-        recipe=recipe,
+        # Where the files lay is of no consequence; what they held is in `data`.
+        recipe=msgspec.structs.replace(recipe, data=()),
         channels=material.channels,
         rate_hz=material.rate_hz,
         window=recipe.window,
@@ -127,21 +128,19 @@ def fit(
         {"params": [p for p in detector.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.lr, total_steps=max(2, settings.steps), pct_start=0.1, cycle_momentum=False
-    )
     detector.train()
     losses: list[float] = []
     started = time.monotonic()
     for step in range(1, settings.steps + 1):
         batch = x[torch.randint(len(x), (settings.batch,), generator=rng)]
         loss = detector.pretext.loss(detector.encoder, detector.normalise(batch)[1], rng)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * schedule(step / settings.steps)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         # One window with a spike in it must not undo what the others taught.
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise DataError(f"the loss is {losses[-1]} after {step} steps; lower training.lr, now {settings.lr:g}")
@@ -153,6 +152,11 @@ def fit(
         held = torch.from_numpy(held_back[:: max(1, len(held_back) // 1024)])
         calibration_loss = float(detector.pretext.loss(detector.encoder, detector.normalise(held)[1], rng))
     return detector, losses, calibration_loss
+
+
+def schedule(done: float) -> float:
+    """Share of the run → share of the learning rate: up over the first tenth, then down along a cosine."""
+    return min(done / 0.1, 0.5 + 0.5 * math.cos(math.pi * max(0.0, done - 0.1) / 0.9))
 
 
 @contextmanager

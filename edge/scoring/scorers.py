@@ -63,7 +63,8 @@ class MahalanobisScorer:
         return cls(mean.astype(np.float32), whiten.astype(np.float32))
 
     def score(self, z: Float32) -> Float32:
-        projected = (z - self._mean) @ self._whiten
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is the strangest score there is
+            projected = (z - self._mean) @ self._whiten
         return _finite(np.sqrt(np.einsum("bk,bk->b", projected, projected)))
 
     def arrays(self) -> dict[str, Float32]:
@@ -75,14 +76,16 @@ class MahalanobisScorer:
 
 
 class NearestNeighbourScorer:
-    """Mean distance to the `NEIGHBOURS` nearest of at most `PROTOTYPES` remembered normal windows.
+    """Distance to the nearest of at most `PROTOTYPES` remembered normal windows.
 
     Assumes nothing about the shape of normal: several modes of operation are several clouds. The memory is thinned by taking
-    the farthest point again and again (Sener & Savarese 2018, k-centre greedy), so rare modes stay in it.
+    the farthest point again and again (k-centre greedy, Sener & Savarese 2018), so rare modes stay in it. One neighbour and not
+    the mean of several: after the thinning a rare mode is a single point.
     """
 
-    NEIGHBOURS = 3
     PROTOTYPES = 512
+    _FAR = 1e9
+    """Spreads. What is farther, or not finite, is put here: the squares still fit float32."""
 
     def __init__(self, mean: Float32, scale: Float32, prototypes: Float32) -> None:
         self._mean, self._scale, self._prototypes = mean, scale, prototypes  # (K,), (K,), (P, K)
@@ -98,11 +101,11 @@ class NearestNeighbourScorer:
         return cls(mean, scale, y[_k_centre(y, cls.PROTOTYPES)])
 
     def score(self, z: Float32) -> Float32:
-        y = ((z - self._mean) / self._scale).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = (z - self._mean) / self._scale
+        y = np.clip(np.nan_to_num(y, nan=self._FAR), -self._FAR, self._FAR).astype(np.float32)
         squares = np.einsum("bk,bk->b", y, y)[:, None] - 2 * (y @ self._prototypes.T) + self._squares
-        k = min(self.NEIGHBOURS, squares.shape[1])
-        nearest = np.partition(np.nan_to_num(squares, nan=np.inf), k - 1, axis=1)[:, :k]
-        return _finite(np.sqrt(np.maximum(nearest, 0)).mean(axis=1) / np.sqrt(y.shape[1]))
+        return _finite(np.sqrt(np.maximum(squares.min(axis=1, initial=np.inf), 0) / y.shape[1]))
 
     def arrays(self) -> dict[str, Float32]:
         return {"mean": self._mean, "scale": self._scale, "prototypes": self._prototypes}

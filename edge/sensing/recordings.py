@@ -3,9 +3,10 @@
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ TIME_NAMES = ("time", "timestamp", "datetime")
 LABEL_NAMES = ("label", "anomaly", "changepoint", "window_label")
 """Never channels. The first that is present is the label; labels are for judging, no training ever sees them."""
 SUFFIXES = (".csv", ".csv.gz")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_TIME_S = 9e9  # the year 2255; in nanoseconds it still fits an int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,9 @@ class Recording:
 
     @property
     def rate_hz(self) -> float:
-        """Samples per second, from the median distance of two samples."""
+        """Samples per second, from the median distance of two samples; NaN when there is only one."""
+        if len(self.time_ns) < 2:
+            return float("nan")
         return 1e9 / float(np.median(np.diff(self.time_ns)))
 
     def samples(self, chunk: int = 4096) -> Iterator[Samples]:
@@ -89,24 +95,31 @@ def read_recording(path: Path) -> Recording:
     if not value_at:
         raise DataError(f"{path}: no channel beside the time column")
 
-    rows = [row for row in csv.reader(lines[1:], delimiter=separator) if row]
-    if not rows:
+    reader = csv.reader(lines[1:], delimiter=separator)
+    try:
+        numbered = [(reader.line_num + 1, row) for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from None
+    if not numbered:
         raise DataError(f"{path}: a header but no rows")
-    for number, row in enumerate(rows, 2):
+    for number, row in numbered:
         if len(row) != len(header):
             raise DataError(f"{path}:{number}: {len(row)} values, the header names {len(header)}")
+    numbers, rows = zip(*numbered, strict=True)
     columns = list(zip(*rows, strict=True))
-    x = np.stack([_numbers(columns[i], path, header[i]) for i in value_at]).astype(np.float32)
-    time_ns = _times(columns[time_at], path, header[time_at])
+    with np.errstate(over="ignore"):  # what float32 cannot hold is as missing as any infinity
+        x = np.stack([_numbers(columns[i], path, header[i], numbers) for i in value_at]).astype(np.float32)
+    x[np.isinf(x)] = np.nan
+    time_ns = _times(columns[time_at], path, header[time_at], numbers)
     backwards = np.flatnonzero(np.diff(time_ns) <= 0)
     if len(backwards):
-        number = int(backwards[0]) + 3
+        at = int(backwards[0]) + 1
         raise DataError(
-            f"{path}:{number}: time does not increase ({rows[number - 2][time_at]} after {rows[number - 3][time_at]})"
+            f"{path}:{numbers[at]}: time does not increase ({columns[time_at][at]} after {columns[time_at][at - 1]})"
         )
     label = None
     if label_at is not None:
-        label = (_numbers(columns[label_at], path, header[label_at]) > 0).astype(np.int8)
+        label = (_numbers(columns[label_at], path, header[label_at], numbers) > 0).astype(np.int8)
     return Recording(path.name, tuple(header[i] for i in value_at), time_ns, x, label)
 
 
@@ -165,45 +178,51 @@ def _read_text(path: Path) -> str:
         raise NoInputError(f"{path}: no such file") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not a text file; recordings are CSV in UTF-8") from None
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file: {error}") from None
     except OSError as error:
         raise NoInputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _numbers(column: Sequence[str], path: Path, name: str) -> npt.NDArray[np.float64]:
+def _numbers(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> npt.NDArray[np.float64]:
     """Text → numbers; an empty cell or `nan` is a missing value."""
+    cells = [cell if cell.strip() else "nan" for cell in column]
     try:
-        return np.array([cell if cell.strip() else "nan" for cell in column], dtype=np.float64)
+        return np.array(cells, dtype=np.float64)
     except ValueError:
-        for number, cell in enumerate(column, 2):
+        for line, cell in zip(lines, cells, strict=True):
             try:
-                float(cell or "nan")
+                float(cell)
             except ValueError:
-                raise DataError(f"{path}:{number}: column {name}: {cell!r} is not a number") from None
+                raise DataError(f"{path}:{line}: column {name}: {cell!r} is not a number") from None
         raise
 
 
-def _times(column: Sequence[str], path: Path, name: str) -> Int64:
+def _times(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> Int64:
     """Epoch seconds or RFC 3339 (a blank instead of the T is fine, no zone means UTC) → nanoseconds."""
+    for line, cell in zip(lines, column, strict=True):
+        if not cell.strip():
+            raise DataError(f"{path}:{line}: column {name}: a row without a time")
     try:
         seconds = np.array(column, dtype=np.float64)
     except ValueError:
-        return _dates(column, path, name)
-    if not np.isfinite(seconds).all():
-        raise DataError(f"{path}: column {name}: a row has no time")
+        return _dates(column, path, name, lines)
+    beyond = np.flatnonzero(~(np.abs(seconds) < _MAX_TIME_S))
+    if len(beyond):
+        at = int(beyond[0])
+        raise DataError(f"{path}:{lines[at]}: column {name}: {column[at]!r} is no time in seconds; divide milliseconds by 1000")
     return np.round(seconds * 1e9).astype(np.int64)
 
 
-def _dates(column: Sequence[str], path: Path, name: str) -> Int64:
+def _dates(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> Int64:
     out = np.empty(len(column), np.int64)
     for i, cell in enumerate(column):
         try:
             moment = datetime.fromisoformat(cell.strip())
         except ValueError:
             raise DataError(
-                f"{path}:{i + 2}: column {name}: {cell!r} is neither epoch seconds nor a date like 2026-01-31T12:00:00Z"
+                f"{path}:{lines[i]}: column {name}: {cell!r} is neither epoch seconds nor a date like 2026-01-31T12:00:00Z"
             ) from None
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-        out[i] = int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
+        out[i] = (moment - _EPOCH) // timedelta(microseconds=1) * 1000  # whole numbers: a float has no microseconds left
     return out

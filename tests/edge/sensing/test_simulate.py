@@ -118,12 +118,12 @@ def test_unknown_faults_are_named_with_those_that_there_are() -> None:
 
 def test_a_fault_that_is_mended_while_it_grows_goes_back_from_where_it_was() -> None:
     healthy, machine = simulate(12, seed=1).x, Machine(1)
-    machine.inject("imbalance")
-    parts = [machine.next(1000)]
-    machine.inject("imbalance", 0.0)
-    parts.append(machine.next(3800))
+    parts = []
+    for severity, n in ((1.0, 400), (0.0, 400), (1.0, 400), (0.0, 3600)):
+        machine.inject("imbalance", severity)
+        parts.append(machine.next(n))
     size = np.hypot(*(np.concatenate([part.x for part in parts], axis=1) - healthy)[:2])
-    np.testing.assert_allclose(size[[0, 500, 999, 2000, 3100, 4799]], [0, 0.25, 0.5, 0.25, 0, 0], atol=0.01)
+    np.testing.assert_allclose(size[[200, 399, 799, 1199, 2199, 3199, 4799]], [0.1, 0.2, 0.16, 0.328, 0.164, 0, 0], atol=0.01)
 
 
 @pytest.mark.parametrize("rate_hz", [20.0, 100.0, 3200.0])

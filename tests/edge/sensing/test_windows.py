@@ -42,8 +42,15 @@ def feed(made: Windower, samples: Samples, cuts: list[int] | None = None) -> Win
     )
 
 
-def number(time_ns: Int64 | int) -> Int64:
-    return (np.asarray(time_ns) - 10**12) // PERIOD_NS
+def number(time_ns: Int64) -> Int64:
+    return (time_ns - 10**12) // PERIOD_NS
+
+
+def named(gaps: tuple[Gap, ...]) -> list[Gap]:
+    """Gaps with the numbers of samples in place of times."""
+    at = [(gap.start_ns - 10**12) // PERIOD_NS for gap in gaps]
+    ends = [None if gap.end_ns is None else (gap.end_ns - 10**12) // PERIOD_NS for gap in gaps]
+    return [Gap(start, end, gap.reason) for start, end, gap in zip(at, ends, gaps, strict=True)]
 
 
 # An independent statement of what windows are: one sample at a time, no arrays.
@@ -115,9 +122,7 @@ def test_windows_and_gaps_are_those_of_the_plain_statement(
     got = feed(windower(max_fill), samples, cuts)
     assert number(got.start_ns).tolist() == [start for start, _ in expected]
     assert got.x.transpose(0, 2, 1).tolist() == [values for _, values in expected]
-    assert [(int(number(g.start_ns)), None if g.end_ns is None else int(number(g.end_ns)), g.reason) for g in got.gaps] == [
-        (g.start_ns, g.end_ns, g.reason) for g in gaps
-    ]
+    assert named(got.gaps) == gaps
 
 
 @given(keeps, nans, cuttings, st.sampled_from([(2, 1), (3, 7), (12, 12), (8, 20)]))
@@ -172,10 +177,8 @@ def test_a_hole_in_one_channel_is_filled_up_to_the_limit(hole: int, gaps: int) -
     assert np.isfinite(windows.x).all()
     assert made.filled == min(hole, 3)
     if gaps:
-        begun, over = windows.gaps
         # The three samples that could be filled are good, the gap begins behind them.
-        assert (number(begun.start_ns), begun.end_ns) == (42, None)
-        assert (number(over.start_ns), number(over.end_ns)) == (42, 40 + hole)
+        assert named(windows.gaps) == [Gap(42, None, "missing"), Gap(42, 40 + hole, "missing")]
         assert made.lost == hole - 3
 
 

@@ -1,0 +1,39 @@
+"""One small run, trained once, that all tests of this folder read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.sensing.recordings import write_recording
+from edge.sensing.simulate import simulate
+from quantize.export import export
+from quantize.int8 import quantize_int8
+from quantize.ranges import representative
+from trainer.checkpoint import load_detector, load_windows
+from trainer.recipes import Recipe, apply_overrides
+from trainer.train import train
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    write_recording(folder / "normal.csv", simulate(120, seed=1, rate_hz=50))
+    recipe = apply_overrides(Recipe(), ["training.steps=80", "training.batch=32", "encoder.width=32", "encoder.embedding=8"])
+    train(recipe, [folder / "normal.csv"], folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def windows(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(n, C, N) windows that were learned from and that were held back."""
+    return load_windows(run)
+
+
+@pytest.fixture(scope="session")
+def models(run: Path, windows: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Float and int8."""
+    folder = tmp_path_factory.mktemp("models")
+    export(load_detector(run)[0], windows[1][:16], folder / "float.onnx")
+    quantize_int8(folder / "float.onnx", representative(windows[0]), folder / "int8.onnx")
+    return folder / "float.onnx", folder / "int8.onnx"

@@ -1,0 +1,76 @@
+"""Checkpoint → fp32 ONNX: the same numbers, nothing of the build machine in it, and quiet."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge.errors import GateError
+from quantize.export import export, fold
+from quantize.testing import check_export, check_int8
+from trainer.checkpoint import load_detector
+from trainer.encoders import ENCODERS
+from trainer.model import Detector
+from trainer.pretexts import PRETEXTS
+from trainer.recipes import EncoderRecipe, PretextRecipe, Recipe
+
+KINDS = [(encoder, pretext) for encoder in ENCODERS for pretext in PRETEXTS]
+
+
+@pytest.mark.parametrize(("encoder", "pretext"), KINDS)
+def test_every_kind_exports_and_survives_int8(encoder: str, pretext: str, tmp_path: Path) -> None:
+    recipe = Recipe(
+        encoder=EncoderRecipe(kind=encoder, width=16, depth=3, embedding=8),  # type: ignore[arg-type]
+        pretext=PretextRecipe(kind=pretext),  # type: ignore[arg-type]
+    )
+    rng = np.random.default_rng(0)
+    windows = (np.cumsum(rng.normal(size=(160, 3, 32)), axis=2) + 50).astype(np.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        detector = Detector(3, recipe)
+        detector.fit_normalisation(windows)
+        for _ in range(5):  # so that folding has statistics to fold
+            detector.encoder(detector.normalise(torch.from_numpy(windows))[1])
+    path = check_export(detector.eval(), windows, tmp_path)
+    check_int8(path, windows[:100], windows[100:])
+
+
+def test_folding_changes_nothing_but_the_layers(run: Path, windows: tuple[np.ndarray, np.ndarray]) -> None:
+    detector, _ = load_detector(run)
+    folded = fold(detector)
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in detector.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    x = torch.from_numpy(windows[1][:8])
+    with torch.no_grad():
+        for ours, theirs in zip(detector(x), folded(x), strict=True):
+            assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_of_the_build_machine_is_in_the_model(models: tuple[Path, Path]) -> None:
+    for path in models:
+        content = path.read_bytes()
+        assert b".py" not in content
+        assert str(Path.home()).encode() not in content
+        assert str(Path(__file__).parents[2]).encode() not in content
+
+
+def test_exporting_is_quiet(
+    run: Path, windows: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    export(load_detector(run)[0], windows[1][:2], tmp_path / "model.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_differs_from_the_trained_one_is_refused(
+    run: Path, windows: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(detector: Detector) -> Detector:
+        folded = fold(detector)
+        with torch.no_grad():
+            folded.encoder.project.bias.add_(0.01)  # type: ignore[attr-defined]
+        return folded
+
+    monkeypatch.setattr("quantize.export.fold", spoil)
+    with pytest.raises(GateError, match="differs from the trained one"):
+        export(load_detector(run)[0], windows[1][:4], tmp_path / "model.onnx")

@@ -1,0 +1,69 @@
+"""Every encoder and every pretext task passes the checks that ship with the package."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainer.encoders import ENCODERS
+from trainer.pretexts import PRETEXTS
+from trainer.pretexts.masked import Masked
+from trainer.recipes import EncoderRecipe, PretextRecipe
+from trainer.testing import check_encoder, check_pretext, rhythm
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("stride", [2, 4, 8])
+def test_encoder(kind: str, stride: int) -> None:
+    recipe = EncoderRecipe(width=16, depth=3, embedding=8, stride=stride)  # type: ignore[arg-type]
+    check_encoder(lambda channels: ENCODERS[kind](channels, recipe))
+
+
+@pytest.mark.parametrize("kind", PRETEXTS)
+def test_pretext(kind: str) -> None:
+    check_pretext(lambda channels, encoder: PRETEXTS[kind](channels, encoder, PretextRecipe()))
+
+
+def test_the_checks_notice_a_pretext_that_writes_into_its_input() -> None:
+    class Careless(Masked):
+        def loss(self, encoder, x: Tensor, rng: torch.Generator) -> Tensor:  # type: ignore[no-untyped-def]
+            x[:, 0] = 0
+            return super().loss(encoder, x, rng)
+
+    with pytest.raises(AssertionError, match="in place"):
+        check_pretext(lambda channels, encoder: Careless(channels, encoder, PretextRecipe()))
+
+
+def test_the_checks_notice_a_pretext_that_does_not_reach_the_encoder() -> None:
+    class Cut(Masked):
+        def loss(self, encoder, x: Tensor, rng: torch.Generator) -> Tensor:  # type: ignore[no-untyped-def]
+            return super().loss(lambda y: encoder(y).detach(), x, rng)  # type: ignore[arg-type]
+
+    with pytest.raises(AssertionError, match="no gradient reaches"):
+        check_pretext(lambda channels, encoder: Cut(channels, encoder, PretextRecipe()))
+
+
+def test_the_checks_notice_an_encoder_that_forgets_a_channel() -> None:
+    class Blind(nn.Module):
+        dimension, stride = 4, 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Conv1d(1, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.project(x[:, :1])  # type: ignore[no-any-return]
+
+    with pytest.raises(AssertionError, match="a channel has no influence"):
+        check_encoder(lambda channels: Blind())
+
+
+def test_masks_hide_about_the_share_they_are_told_to() -> None:
+    encoder = ENCODERS["tcn"](3, EncoderRecipe())
+    x = rhythm(512)
+    rng = torch.Generator().manual_seed(0)
+    time = Masked(3, encoder, PretextRecipe(time_ratio=0.4, channel_ratio=0)).mask(x, rng)
+    whole = Masked(3, encoder, PretextRecipe(time_ratio=0, channel_ratio=0.3)).mask(x, rng)
+    assert time.float().mean() == pytest.approx(0.4, abs=0.05)
+    assert torch.equal(time[:, 0], time[:, 1])  # in all channels at once
+    assert whole.float().mean() == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(whole[:, :, 0], whole[:, :, -1])  # for the whole window

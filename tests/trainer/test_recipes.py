@@ -1,0 +1,69 @@
+"""Recipes: defaults, files, overrides, and errors that name key and cure."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge.errors import ConfigError, NoInputError
+from trainer import recipes
+from trainer.recipes import Recipe, apply_overrides, parse
+
+
+def test_an_empty_file_is_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    assert recipes.load(tmp_path / "recipe.toml") == Recipe()
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('data = ["normal", "/absolute"]\nwindow = 64\n[training]\nsteps = 5\n')
+    recipe = recipes.load(tmp_path / "recipe.toml")
+    assert recipe.data == (str(tmp_path / "normal"), "/absolute")
+    assert (recipe.window, recipe.hop_samples, recipe.training.steps) == (64, 16, 5)
+
+
+def test_survives_a_round_trip_through_json() -> None:
+    recipe = Recipe(window=48, hop=7, rate_hz=2.5)
+    assert msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe) == recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"windw": 32}, "did you mean `window`"),
+        ({"training": {"step": 3}}, "`training.step`; did you mean `steps`"),
+        ({"training": {"steps": 0}}, "training.steps: expected `int` >= 1"),
+        ({"encoder": {"kind": "lstmm"}}, "encoder.kind"),
+        ({"encoder": {"kernel": 4}}, "encoder.kernel: 4 is even"),
+        ({"window": 32, "hop": 33}, "hop: 33 leaves samples"),
+        ({"window": 8, "pretext": {"patch": 8}}, "pretext.patch"),
+        ({"pretext": {"time_ratio": 0, "channel_ratio": 0}}, "nothing is ever hidden"),
+        ({"missing": {"max_fil": 1}}, "did you mean `max_fill`"),
+        ({"scorer": "knnn"}, "scorer"),
+    ],
+)
+def test_refuses(data: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse(data)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_file_and_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(NoInputError):
+        recipes.load(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("window = ")
+    with pytest.raises(ConfigError, match=r"bad\.toml: not valid TOML"):
+        recipes.load(tmp_path / "bad.toml")
+
+
+def test_overrides() -> None:
+    recipe = apply_overrides(Recipe(), ["training.steps=300", "window = 64", "scorer=knn", "rate_hz=2.5", "training.lr=1e-3"])
+    assert recipe.training == msgspec.structs.replace(Recipe().training, steps=300, lr=1e-3)
+    assert (recipe.window, recipe.scorer, recipe.rate_hz) == (64, "knn", 2.5)
+
+
+@pytest.mark.parametrize("pair", ["steps", "=3", "training.=3", "window.x=3", "training.stepz=3", "window=many", "training=3"])
+def test_overrides_refuse(pair: str) -> None:
+    with pytest.raises(ConfigError):
+        apply_overrides(Recipe(), [pair])
