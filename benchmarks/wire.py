@@ -12,6 +12,8 @@ from benchmarks.models import Shape
 from edge.sensing.decoders.frames import encode_frame
 from edge.signal import Float32, Int64
 
+PATIENCE_S = 30.0
+
 
 def frames(shape: Shape, x: Float32, first: int = 0) -> list[bytes]:
     """COBS frames of `shape.frame` samples each, numbered from `first`; a rest that fills no frame is left out."""
@@ -39,12 +41,15 @@ class Port:
         self.name = os.ttyname(self._slave)
 
     def write(self, data: bytes, *, wait: bool = True) -> None:
+        patient_until = time.monotonic() + PATIENCE_S
         while data:
             try:
                 data = data[os.write(self._master, data) :]
             except BlockingIOError:
                 if not wait:
                     return
+                if time.monotonic() > patient_until:
+                    raise TimeoutError(f"{self.name}: nobody has read for {PATIENCE_S:g} s") from None
                 time.sleep(0.0005)
 
     def close(self) -> None:

@@ -157,20 +157,24 @@ class Listener:
     def __init__(self, port: int, topic: str = "#", *, name: str = "", user: tuple[str, str] | None = None) -> None:
         self.heard: list[Heard] = []
         self._changed = threading.Condition()
-        self._ready = threading.Event()
+        self.sessions = 0
+        """How often it has subscribed: once, and again for each time the broker came back."""
         self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=MQTTProtocolVersion.MQTTv5)
         if user is not None:
             self._client.username_pw_set(*user)
         self._client.on_message = self._on_message
         self._client.on_connect = lambda client, *rest: client.subscribe(topic, qos=1)
-        self._client.on_subscribe = lambda *rest: self._ready.set()
+        self._client.on_subscribe = self._on_subscribe
         self._client.reconnect_delay_set(1, 1)
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         properties.SessionExpiryInterval = 3600 if name else 0
         properties.ReceiveMaximum = 65535
         self._client.connect("127.0.0.1", port, 60, clean_start=not name, properties=properties)
         self._client.loop_start()
-        assert self._ready.wait(5), "no SUBACK"
+        until(lambda: self.sessions)
+
+    def _on_subscribe(self, *rest: Any) -> None:
+        self.sessions += 1
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         with self._changed:
@@ -184,6 +188,12 @@ class Listener:
     def wait(self, condition: Callable[[list[Heard]], Any], timeout_s: float = 10.0) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: condition(self.heard), timeout_s), f"heard only {self.heard[-20:]}"
+
+    def wait_for_session(self, number: int) -> None:
+        until(lambda: self.sessions >= number)
+
+    def wait_for_different(self, number: int) -> None:
+        self.wait(lambda heard: len({one.payload for one in heard}) >= number)
 
     def close(self) -> None:
         self._client.disconnect()

@@ -20,7 +20,8 @@ def test_real_pump_recordings_through_serial_port_and_mosquitto(tmp_path: Path) 
     normal = skab.normal_parts(data, tmp_path / "normal")
     played = data / "valve1" / "0.csv"
     own = skab.own_part(data, "valve1/0.csv", tmp_path / "own.csv")
-    done = demo("--recording", played, "--normal", normal, "--own", own, "--out", tmp_path / "out", "--json")
+    fast = ["--speed", "60", "--out", tmp_path / "out", "--json"]
+    done = demo("--recording", played, "--normal", normal, "--own", own, *fast)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     recording = read_recording(played)
@@ -43,8 +44,8 @@ def test_a_recording_without_a_fault_raises_nothing_and_the_demo_says_so(tmp_pat
     lied = [lines[0], *lines[1:300], *(line[: line.index(";0.0;0.0")] + ";1.0;0.0" for line in lines[300:])]
     (tmp_path / "lie.csv").write_text("\n".join(lied) + "\n")
     own = skab.own_part(data, "valve1/0.csv", tmp_path / "own.csv")
-    few = ["--own", own, "--speed", "60", "--out", tmp_path / "out"]
-    done = demo("--recording", tmp_path / "lie.csv", "--normal", normal, *few)
+    fast = ["--own", own, "--speed", "60", "--out", tmp_path / "out"]
+    done = demo("--recording", tmp_path / "lie.csv", "--normal", normal, *fast)
     assert done.returncode == 1
     assert "no alert came" in done.stderr.splitlines()[-1]
 

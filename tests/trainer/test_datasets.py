@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import skab
 
 from edge.errors import AccessError, DataError, NoInputError, SourceLostError, UsageError
 from trainer import datasets
@@ -81,10 +82,6 @@ def test_the_table_is_complete() -> None:
 
 
 def test_skab_from_a_real_mirror(tmp_path: Path) -> None:
-    root = Path(os.environ.get("AMISS_DATA", Path(__file__).parents[3] / "shared/data"))
-    if not (root / "skab").is_dir():
-        pytest.skip("no mirror; AMISS_DATA names one")
-    assert (
-        datasets.fetch("skab", tmp_path, accept_license=True, say=lambda _: None, environ={"AMISS_DATASETS": str(root)}) == 35
-    )
+    environ = {"AMISS_DATASETS": str(skab.folder().parent)}
+    assert datasets.fetch("skab", tmp_path, accept_license=True, say=lambda _: None, environ=environ) == 35
     assert (tmp_path / "skab/valve1/0.csv").is_file()

@@ -67,3 +67,19 @@ def test_masks_hide_about_the_share_they_are_told_to() -> None:
     assert torch.equal(time[:, 0], time[:, 1])  # in all channels at once
     assert whole.float().mean() == pytest.approx(0.3, abs=0.05)
     assert torch.equal(whole[:, :, 0], whole[:, :, -1])  # for the whole window
+
+
+def test_what_is_hidden_does_not_reach_the_encoder() -> None:
+    encoder = ENCODERS["tcn"](3, EncoderRecipe())
+    pretext = Masked(3, encoder, PretextRecipe())
+    x = rhythm(16)
+    seen: list[Tensor] = []
+
+    def spy(window: Tensor) -> Tensor:
+        seen.append(window)
+        return encoder(window)
+
+    pretext.loss(spy, x, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    hidden = pretext.mask(x, torch.Generator().manual_seed(0))
+    assert hidden.any()
+    assert torch.equal(seen[0], torch.where(hidden, 0.0, x))

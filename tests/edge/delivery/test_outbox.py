@@ -178,7 +178,7 @@ def kill_often(path: Path, kind: str, times: int) -> tuple[int, int]:
 
 def test_nothing_accepted_is_lost_by_kill(path: Path) -> None:
     accepted, lost = kill_often(path, "deliver", KILLS)
-    assert accepted > 10 * KILLS
+    assert accepted > KILLS
     assert lost == 0
 
 
