@@ -177,12 +177,8 @@ port = {self.broker}
         return path
 
     def spawn(self, *arguments: str) -> "subprocess.Popen[str]":
-        # onnxruntime would tell its maker about each start of any of these processes.
-        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
         with (self.folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-            )
+            process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
         self._spawned.append(process)
         return process
 

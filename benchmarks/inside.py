@@ -23,7 +23,7 @@ from benchmarks.models import Shape
 from edge import config as configs
 from edge.agent import Agent
 from edge.delivery.outbox import Kind
-from edge.scoring.backends import Outputs
+from edge.scoring.backends import OUTPUTS, Outputs
 from edge.sensing.decoders import open_decoder
 from edge.sensing.sources import CHUNK_S, SerialSource
 from edge.sensing.windows import Windower
@@ -125,7 +125,7 @@ class Interleaved:
         windows, started_s = 0, time.thread_time()
         while time.thread_time() - started_s < ROUND_S / 2:
             for feed in feeds:
-                run(("embedding", "residual"), feed)
+                run(OUTPUTS, feed)
             windows += done
         return windows / (time.thread_time() - started_s)
 

@@ -109,8 +109,8 @@ def on_recording(
 ) -> DemoResult:
     """Learn from `normal`, then play `recording` through the serial port and a real Mosquitto at `speed` times real time.
 
-    The encoder learns from all of `normal`. With `own`, normal running of the very machine that is played, the head is fitted to
-    it, as commissioning does on site.
+    The encoder learns from all of `normal`. With `own`, normal running of the very machine that is played, the head is fitted
+    to it, as commissioning does on site.
 
     Raises `GateError` when the recording has labels and the first alert is not inside a labelled episode.
     """

@@ -1,7 +1,7 @@
 """What a model is: a `.amiss` file, a ZIP without compression and with fixed member names (docs/bundle-format.md).
 
     manifest.json   everything about it, and the SHA-256 of every other member
-    model.onnx      raw windows (B, C, N) → embedding (B, D), residual (B, C); normalises inside
+    model.onnx      raw windows (B, C, N) → embedding (B, D), residual and level (B, C); normalises inside
     head.npz        scorer, calibrator and explainer as plain arrays
     golden.npz      windows and the outputs that the build machine got for them
     README.md       model card
@@ -35,7 +35,7 @@ from edge.errors import BundleError, NoInputError
 from edge.files import at_once
 from edge.pipeline import Pipeline
 from edge.scoring.alerts import AlarmPolicy
-from edge.scoring.backends import Backend, open_backend, run_in_slices
+from edge.scoring.backends import OUTPUTS, Backend, Outputs, open_backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.explain import Explainer
 from edge.scoring.scorers import SCORERS, Scorer, features
@@ -106,8 +106,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class Golden:
     x: Float32
     """(G, C, N) windows as they come from the sensor."""
-    embedding: Float32
-    residual: Float32
+    outputs: Outputs
     score: Float32
     """(G,) what the build machine computed."""
 
@@ -150,7 +149,7 @@ class Bundle:
             calibrator = Calibrator(_part(head, "calibrator.")["scores"])
             explainer = Explainer(**_part(head, "explain."))
             backend = open_backend(members["model.onnx"])
-            proof = Golden(*(golden[name] for name in ("x", "embedding", "residual", "score")))
+            proof = Golden(golden["x"], Outputs(*(golden[name] for name in OUTPUTS)), golden["score"])
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{path}: an array is missing or of the wrong kind: {error}") from None
         except BundleError as error:
@@ -225,6 +224,11 @@ def pack_arrays(arrays: Mapping[str, npt.NDArray[np.float32]]) -> bytes:
             np.lib.format.write_array(inner, np.ascontiguousarray(array), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), inner.getvalue())
     return buffer.getvalue()
+
+
+def pack_golden(golden: Golden) -> bytes:
+    """golden.npz"""
+    return pack_arrays({"x": golden.x, **golden.outputs.arrays(), "score": golden.score})
 
 
 def pack_head(scorer: Scorer, calibrator: Calibrator, explainer: Explainer) -> bytes:

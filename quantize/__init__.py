@@ -44,7 +44,8 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
         return {
             "size": f"{p.int8_bytes / 1000:.0f} kB in int8, {p.float_bytes / 1000:.0f} kB in float; "
             f"the bundle {self.bundle_bytes / 1000:.0f} kB",
-            "latency": f"{p.int8_us:.0f} µs a window in int8, {p.float_us:.0f} µs in float (this machine, one thread)",
+            "latency": f"p50 {p.int8_us:.0f} µs, p99 {p.int8_p99_us:.0f} µs a window in int8; "
+            f"{p.float_us:.0f} and {p.float_p99_us:.0f} µs in float (this machine, one thread)",
             "int8_equals_float": f"{1 - p.flips:.1%} of {p.windows} verdicts, rank correlation {p.rank_correlation:.4f}",
         }
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edge.errors import GateError
-from edge.scoring.backends import open_backend
+from edge.scoring.backends import OUTPUTS, open_backend
 from edge.signal import Float32
 from trainer.model import Detector
 
@@ -34,7 +34,7 @@ class Exported:
 
 
 def export(detector: Detector, windows: Float32, out: Path) -> Exported:
-    """Write `out`: `window` (B, C, N) → `embedding` (B, D), `residual` (B, C), with any B up to `MAX_BATCH`.
+    """Write `out`: `window` (B, C, N) → `embedding` (B, D), `residual` and `level` (B, C), with any B up to `MAX_BATCH`.
 
     `windows` (B, C, N) is what torch and ONNX Runtime have to agree on; raises `GateError` when they do not.
     """
@@ -48,7 +48,7 @@ def export(detector: Detector, windows: Float32, out: Path) -> Exported:
             str(out),
             dynamo=True,
             input_names=["window"],
-            output_names=["embedding", "residual"],
+            output_names=list(OUTPUTS),
             dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
             external_data=False,
             verbose=False,
@@ -59,7 +59,7 @@ def export(detector: Detector, windows: Float32, out: Path) -> Exported:
     got = open_backend(out.read_bytes()).run(np.array(windows))
     difference = max(
         float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-6))
-        for a, b in zip((got.embedding, got.residual), wanted, strict=True)
+        for a, b in zip(got.arrays().values(), wanted, strict=True)
     )
     if not difference <= TOLERANCE:
         raise GateError(f"the exported model differs from the trained one by {difference:.2g}, {TOLERANCE:g} is allowed")

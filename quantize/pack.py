@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge.bundle import ChannelSpec, Manifest, pack_arrays, pack_head, write_bundle
+from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, write_bundle
 from edge.errors import DataError
 from edge.scoring.backends import open_backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
@@ -61,7 +61,8 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, about: Des
         raise DataError(f"{out}: {error}; train again on more or other recordings") from None
     explainer = Explainer.fit(held_back)
     golden_x = _golden(calibration)
-    golden = run_in_slices(backend, golden_x)
+    outputs = run_in_slices(backend, golden_x)
+    golden = Golden(golden_x, outputs, scorer.score(features(outputs)))
     manifest = Manifest(
         name=about.name,
         version=about.version,
@@ -83,14 +84,7 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, about: Des
     members = {
         "model.onnx": model,
         "head.npz": pack_head(scorer, calibrator, explainer),
-        "golden.npz": pack_arrays(
-            {
-                "x": golden_x,
-                "embedding": golden.embedding,
-                "residual": golden.residual,
-                "score": scorer.score(features(golden)),
-            }
-        ),
+        "golden.npz": pack_golden(golden),
         "README.md": _card(manifest).encode(),
         "bom.cdx.json": _bill_of_materials(manifest).encode(),
     }
@@ -158,7 +152,7 @@ def _bill_of_materials(manifest: Manifest) -> str:
                 "approach": {"type": "self-supervised"},
                 "task": "anomaly detection",
                 "inputs": [{"format": f"float32 (batch, {len(manifest.channels)}, {manifest.window})"}],
-                "outputs": [{"format": "float32 embedding and residual"}],
+                "outputs": [{"format": "float32 embedding, residual and level"}],
                 "datasets": [{"ref": f"data-{i}"} for i in range(len(data))],
             }
         },

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from edge.bundle import ChannelSpec, Manifest, pack_arrays, pack_head, write_bundle
-from edge.scoring.backends import OnnxBackend, run_in_slices
+from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, write_bundle
+from edge.scoring.backends import OUTPUTS, OnnxBackend, run_in_slices
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.explain import Explainer
 from edge.scoring.scorers import SCORERS, features
@@ -18,16 +18,15 @@ CHANNELS = ("vibration", "current")
 
 
 def graph(channels: int = 2, length: int = 16) -> bytes:
-    """embedding = mean of each channel, residual = mean square of each channel."""
+    """embedding = level = mean of each channel, residual = mean square of each channel."""
     window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", channels, length])
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels]) for name in ("embedding", "residual")
-    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels]) for name in OUTPUTS]
     axes = helper.make_tensor("axes", TensorProto.INT64, [1], [2])
     nodes = [
         helper.make_node("ReduceMean", ["window", "axes"], ["embedding"], keepdims=0),
         helper.make_node("Mul", ["window", "window"], ["square"]),
         helper.make_node("ReduceMean", ["square", "axes"], ["residual"], keepdims=0),
+        helper.make_node("Identity", ["embedding"], ["level"]),
     ]
     model = helper.make_model(
         helper.make_graph(nodes, "means", [window], outputs, [axes]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
@@ -70,9 +69,7 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     return manifest, {
         "model.onnx": model,
         "head.npz": pack_head(fitted, calibrator, Explainer.fit(outputs)),
-        "golden.npz": pack_arrays(
-            {"x": x[:4], "embedding": golden.embedding, "residual": golden.residual, "score": fitted.score(features(golden))}
-        ),
+        "golden.npz": pack_golden(Golden(x[:4], golden, fitted.score(features(golden)))),
         "README.md": b"# small\n",
         "bom.cdx.json": b"{}\n",
     }

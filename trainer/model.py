@@ -1,4 +1,4 @@
-"""The module that is trained and exported: a window in the units of the sensor in, embedding and residual out."""
+"""The module that is trained and exported: a window in the units of the sensor in; embedding, residual and level out."""
 
 import numpy as np
 import numpy.typing as npt
@@ -62,14 +62,13 @@ class Detector(nn.Module):
         shape = ((centred - level) * self.inverse_within).clamp(-CLIP, CLIP)
         return (level * self.inverse_between).clamp(-LEVEL_CLIP, LEVEL_CLIP).squeeze(2), shape
 
-    def forward(self, window: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, N) → embedding (B, 2 D + C), residual (B, C).
+    def forward(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, N) → embedding (B, 2 D), residual (B, C), level (B, C).
 
-        The embedding is what the encoder saw on average, how restless that was (as a logarithm: spreads spread over decades)
-        and the level.
+        The embedding is what the encoder saw on average and how restless that was, as a logarithm: spreads span decades.
         """
         level, x = self.normalise(window)
         encoded = self.encoder(x)  # (B, D, T)
         mean = encoded.mean(2)
         spread = 0.5 * ((encoded - mean.unsqueeze(2)).square().mean(2) + 1e-4).log()
-        return torch.cat([mean, spread, level], dim=1), self.pretext.residual(x, encoded)
+        return torch.cat([mean, spread], dim=1), self.pretext.residual(x, encoded), level

@@ -30,6 +30,8 @@ class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Taps of each convolution in time; odd."""
     embedding: Annotated[int, Meta(ge=2, le=256)] = 16
     """D, values a step of the encoder."""
+    separable: bool = False
+    """Depthwise-separable convolutions: a quarter of the weights, but slower in int8 (docs/adr/0004-convolutions.md)."""
     stride: Literal[2, 4, 8] = 4
     """Samples per step of the encoder: T = N / stride."""
 

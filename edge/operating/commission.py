@@ -4,9 +4,8 @@ import hashlib
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from edge.bundle import Bundle, members_of, pack_arrays, pack_head, write_bundle
+from edge.bundle import Bundle, Golden, members_of, pack_golden, pack_head, write_bundle
 from edge.errors import DataError
 from edge.scoring.backends import Outputs, run_in_slices
 from edge.scoring.commission import fit_head
@@ -25,7 +24,8 @@ def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
     """
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
-    embeddings, residuals, digests = [], [], {}
+    parts: list[Outputs] = []
+    digests: dict[str, str] = {}
     overlap = 1
     for path in find_recordings(normal):
         recording = match_channels(read_recording(path), bundle.channels)
@@ -34,28 +34,20 @@ def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
         for samples in recording.samples():
             windows = windower.feed(samples)
             if len(windows):
-                outputs = run_in_slices(bundle.backend, windows.x)
-                embeddings.append(outputs.embedding)
-                residuals.append(outputs.residual)
+                parts.append(run_in_slices(bundle.backend, windows.x))
         overlap = max(overlap, -(-manifest.window // hop))
         digests[f"commissioned/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
-        if not embeddings:
+        if not parts:
             raise ValueError(f"nowhere are {manifest.window} samples in a row usable")
-        head = fit_head(manifest.scorer, Outputs(np.concatenate(embeddings), np.concatenate(residuals)), overlap)
+        head = fit_head(manifest.scorer, Outputs.concatenate(parts), overlap)
     except ValueError as error:
         raise DataError(f"{', '.join(map(str, normal))}: {error}; record for longer") from None
-    golden = run_in_slices(bundle.backend, bundle.golden.x)
+    outputs = run_in_slices(bundle.backend, bundle.golden.x)
+    golden = Golden(bundle.golden.x, outputs, head.scorer.score(features(outputs)))
     members = members_of(bundle_path) | {
         "head.npz": pack_head(head.scorer, head.calibrator, head.explainer),
-        "golden.npz": pack_arrays(
-            {
-                "x": bundle.golden.x,
-                "embedding": golden.embedding,
-                "residual": golden.residual,
-                "score": head.scorer.score(features(golden)),
-            }
-        ),
+        "golden.npz": pack_golden(golden),
     }
     manifest = msgspec.structs.replace(
         manifest,

@@ -1,5 +1,6 @@
-"""Run the encoder: a window in, an embedding and a reconstruction error per channel out."""
+"""Run the encoder: a window in; an embedding, and per channel a reconstruction error and a level, out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,10 +12,24 @@ from edge.signal import Float32
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
+    """What the graph gives, under these names."""
+
     embedding: Float32
     """(B, D)"""
     residual: Float32
-    """(B, C) mean squared reconstruction error of each channel, in normalised units; never negative."""
+    """(B, C) mean squared reconstruction error of each channel's shape, in normalised units; never negative."""
+    level: Float32
+    """(B, C) mean of each channel, in normalised units. The encoder sees only the shape around it."""
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Outputs]") -> "Outputs":
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS))
+
+    def arrays(self) -> dict[str, Float32]:
+        return {name: getattr(self, name) for name in OUTPUTS}
+
+
+OUTPUTS = ("embedding", "residual", "level")
 
 
 class Backend(Protocol):
@@ -48,12 +63,11 @@ class OnnxBackend:
         except Exception as error:  # ONNX Runtime raises bare pybind classes, one per status code, without a common base
             raise BundleError(f"ONNX Runtime cannot load the model: {str(error).splitlines()[0]}") from None
         names = {entry.name for entry in self._session.get_outputs()}
-        if not {"embedding", "residual"} <= names:
-            raise BundleError(f"the model gives {', '.join(sorted(names))}; an encoder gives embedding and residual")
+        if not names.issuperset(OUTPUTS):
+            raise BundleError(f"the model gives {', '.join(sorted(names))}; an encoder gives {', '.join(OUTPUTS)}")
 
     def run(self, x: Float32) -> Outputs:
-        embedding, residual = self._session.run(("embedding", "residual"), {self._input: x})
-        return Outputs(embedding, residual)
+        return Outputs(*self._session.run(OUTPUTS, {self._input: x}))
 
 
 def open_backend(model: bytes) -> Backend:
@@ -65,5 +79,4 @@ def run_in_slices(backend: Backend, x: Float32, size: int = 128) -> Outputs:
     """`backend.run`, at most `size` windows at a time, so that a burst never needs more memory than that."""
     if len(x) <= size:
         return backend.run(x)
-    parts = [backend.run(x[at : at + size]) for at in range(0, len(x), size)]
-    return Outputs(np.concatenate([p.embedding for p in parts]), np.concatenate([p.residual for p in parts]))
+    return Outputs.concatenate([backend.run(x[at : at + size]) for at in range(0, len(x), size)])

@@ -13,8 +13,8 @@ Arrays = Mapping[str, npt.NDArray[np.float32]]
 
 
 def features(outputs: Outputs) -> Float32:
-    """(B, D + C): the embedding beside the logarithm of the residuals, which spread over decades."""
-    return np.concatenate([outputs.embedding, np.log(outputs.residual + 1e-6)], axis=1)
+    """(B, D + 2 C): the embedding, the logarithm of the residuals, which spread over decades, and the levels."""
+    return np.concatenate([outputs.embedding, np.log(outputs.residual + 1e-6), outputs.level], axis=1)
 
 
 class Scorer(Protocol):

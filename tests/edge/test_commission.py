@@ -23,7 +23,8 @@ def recording(rows: int, seed: int, offset: float = 0.0) -> Recording:
 
 def outputs(n: int, seed: int = 0) -> Outputs:
     rng = np.random.default_rng(seed)
-    return Outputs(rng.normal(size=(n, 4)).astype(np.float32), rng.gamma(2.0, size=(n, 2)).astype(np.float32))
+    embedding, residual, level = rng.normal(size=(n, 4)), rng.gamma(2.0, size=(n, 2)), rng.normal(size=(n, 2))
+    return Outputs(*(array.astype(np.float32) for array in (embedding, residual, level)))
 
 
 def test_what_is_usual_for_this_machine_is_no_alarm_any_more_and_a_fault_still_is(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ GOOD = Parity(
     p_value=0.001,
     float_us=50.0,
     int8_us=40.0,
+    float_p99_us=200.0,
+    int8_p99_us=100.0,
     float_bytes=100_000,
     int8_bytes=40_000,
 )

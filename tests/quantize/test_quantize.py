@@ -121,6 +121,8 @@ def test_choose() -> None:
         p_value=0.001,
         float_us=100.0,
         int8_us=50.0,
+        float_p99_us=200.0,
+        int8_p99_us=100.0,
         float_bytes=2,
         int8_bytes=1,
     )

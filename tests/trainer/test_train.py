@@ -133,9 +133,10 @@ def test_normalisation_survives_channels_that_never_move() -> None:
     detector.eval()
     with torch.no_grad():
         level, shape = detector.normalise(torch.from_numpy(windows))
-        embedding, residual = detector(torch.from_numpy(windows))
+        embedding, residual, level = detector(torch.from_numpy(windows))
     assert torch.isfinite(embedding).all()
     assert torch.isfinite(residual).all()
+    assert torch.isfinite(level).all()
     assert level[:, :2].abs().max() < 1e-3
     assert shape[:, :2].abs().max() < 1e-3
     assert 0.5 < shape[:, 2].std() < 1.5

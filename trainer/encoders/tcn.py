@@ -4,8 +4,8 @@ Dilated residual blocks after Bai, Kolter & Koltun, "An Empirical Evaluation of 
 for Sequence Modeling" (2018), with one convolution a block. Not causal: a window is judged when it is complete, so every step
 may look both ways.
 
-Whole convolutions, not depthwise-separable ones. Those have a quarter of the weights, but ONNX Runtime runs them in int8 at
-0.7 to 0.8 times the speed of float (x86, 1 thread), and these at 1.1 to 1.7 times, for the same latency in float.
+Its convolutions are whole, or depthwise-separable (Howard et al., "MobileNets", 2017) when the recipe says so; which is better
+depends on the processor, see docs/adr/0004-convolutions.md.
 """
 
 from typing import cast
@@ -17,15 +17,21 @@ from trainer.recipes import EncoderRecipe
 STEM_KERNEL = 5
 
 
-def convolution(inside: int, outside: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+def convolution(
+    inside: int, outside: int, kernel: int, *, stride: int = 1, dilation: int = 1, separable: bool = False
+) -> nn.Sequential:
     """A convolution in time with "same" padding, and its normalisation, which is folded into it on export.
 
     Written in two dimensions with kernel (1, k): ONNX Runtime has its fast blocked path for four-dimensional tensors only,
     and is 2.1 to 2.3 times faster for the same numbers.
     """
-    padding = (0, dilation * (kernel - 1) // 2)
+    place = {"stride": (1, stride), "padding": (0, dilation * (kernel - 1) // 2), "dilation": (1, dilation)}
+    if not separable:
+        return nn.Sequential(nn.Conv2d(inside, outside, (1, kernel), bias=False, **place), nn.BatchNorm2d(outside))
     return nn.Sequential(
-        nn.Conv2d(inside, outside, (1, kernel), stride=(1, stride), padding=padding, dilation=(1, dilation), bias=False),
+        nn.Conv2d(inside, inside, (1, kernel), groups=inside, bias=False, **place),
+        nn.BatchNorm2d(inside),
+        nn.Conv2d(inside, outside, 1, bias=False),
         nn.BatchNorm2d(outside),
     )
 
@@ -33,9 +39,9 @@ def convolution(inside: int, outside: int, kernel: int, *, stride: int = 1, dila
 class Block(nn.Module):
     """relu(x + convolution(x)); without the shortcut where the length changes."""
 
-    def __init__(self, width: int, kernel: int, *, stride: int, dilation: int) -> None:
+    def __init__(self, width: int, kernel: int, *, stride: int, dilation: int, separable: bool) -> None:
         super().__init__()
-        self.convolution = convolution(width, width, kernel, stride=stride, dilation=dilation)
+        self.convolution = convolution(width, width, kernel, stride=stride, dilation=dilation, separable=separable)
         self.shortcut = stride == 1
         # Last, so that every tensor between blocks is one-sided, which is what unsigned int8 activations want.
         self.relu = nn.ReLU()
@@ -55,8 +61,10 @@ class Tcn(nn.Module):
         width, kernel = recipe.width, recipe.kernel
         self.stem = nn.Sequential(convolution(channels, width, STEM_KERNEL, stride=2), nn.ReLU())
         halvings = recipe.stride.bit_length() - 2  # what is left of the stride behind the stem
-        blocks = [Block(width, kernel, stride=2, dilation=1) for _ in range(halvings)]
-        blocks += [Block(width, kernel, stride=1, dilation=2**i) for i in range(max(0, recipe.depth - halvings))]
+        places = [(2, 1)] * halvings + [(1, 2**i) for i in range(max(0, recipe.depth - halvings))]
+        blocks = [
+            Block(width, kernel, stride=stride, dilation=dilation, separable=recipe.separable) for stride, dilation in places
+        ]
         self.blocks = nn.Sequential(*blocks)
         self.project = nn.Conv2d(width, self.dimension, 1)
 

@@ -277,6 +277,7 @@ def test_who_cannot_say_offline_leaves_it_to_the_last_will(outbox: Outbox) -> No
     with Scripted() as broker, delivering(broker.config(), outbox) as delivery:
         until(lambda: delivery.connected)
         delivery.stop(0.0)
+        time.sleep(0.2)  # a farewell would need that to arrive
         assert broker.farewells == 0
         assert [topic for _, topic in broker.published[0]] == [AVAILABILITY, AVAILABILITY]
 
@@ -640,6 +641,14 @@ def test_never_more_than_twenty_are_unacknowledged(outbox: Outbox) -> None:
         broker.on_publish = puback
         broker.hang_up()
         until(lambda: outbox.counts.delivered == 60)
+
+
+def test_a_broker_that_takes_fewer_is_given_fewer(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path / "broker", options="max_inflight_messages 3")
+    with broker, closing(MqttSink(broker.config(), NODE)) as sink:
+        sink.connect()
+        until(lambda: sink.turn(0.1))
+        assert sink.room == 3
 
 
 def test_the_client_library_alone_would_send_its_whole_backlog() -> None:
