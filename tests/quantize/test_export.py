@@ -18,10 +18,11 @@ from trainer.recipes import EncoderRecipe, PretextRecipe, Recipe
 KINDS = [(encoder, pretext) for encoder in ENCODERS for pretext in PRETEXTS]
 
 
+@pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize(("encoder", "pretext"), KINDS)
-def test_every_kind_exports_and_survives_int8(encoder: str, pretext: str, tmp_path: Path) -> None:
+def test_every_kind_exports_and_survives_int8(encoder: str, pretext: str, separable: bool, tmp_path: Path) -> None:
     recipe = Recipe(
-        encoder=EncoderRecipe(kind=encoder, width=16, depth=3, embedding=8),  # type: ignore[arg-type]
+        encoder=EncoderRecipe(kind=encoder, width=16, depth=3, embedding=8, separable=separable),  # type: ignore[arg-type]
         pretext=PretextRecipe(kind=pretext),  # type: ignore[arg-type]
     )
     rng = np.random.default_rng(0)

@@ -12,9 +12,9 @@ from trainer.testing import check_encoder, check_pretext, rhythm
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-@pytest.mark.parametrize("stride", [2, 4, 8])
-def test_encoder(kind: str, stride: int) -> None:
-    recipe = EncoderRecipe(width=16, depth=3, embedding=8, stride=stride)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("stride", "separable"), [(2, False), (4, False), (8, False), (4, True)])
+def test_encoder(kind: str, stride: int, separable: bool) -> None:
+    recipe = EncoderRecipe(width=16, depth=3, embedding=8, stride=stride, separable=separable)  # type: ignore[arg-type]
     check_encoder(lambda channels: ENCODERS[kind](channels, recipe))
 
 

@@ -8,6 +8,7 @@ Its convolutions are whole, or depthwise-separable (Howard et al., "MobileNets",
 depends on the processor, see docs/adr/0004-convolutions.md.
 """
 
+from functools import partial
 from typing import cast
 
 from torch import Tensor, nn
@@ -25,11 +26,18 @@ def convolution(
     Written in two dimensions with kernel (1, k): ONNX Runtime has its fast blocked path for four-dimensional tensors only,
     and is 2.1 to 2.3 times faster for the same numbers.
     """
-    place = {"stride": (1, stride), "padding": (0, dilation * (kernel - 1) // 2), "dilation": (1, dilation)}
+    along_time = partial(
+        nn.Conv2d,
+        kernel_size=(1, kernel),
+        stride=(1, stride),
+        padding=(0, dilation * (kernel - 1) // 2),
+        dilation=(1, dilation),
+        bias=False,
+    )
     if not separable:
-        return nn.Sequential(nn.Conv2d(inside, outside, (1, kernel), bias=False, **place), nn.BatchNorm2d(outside))
+        return nn.Sequential(along_time(inside, outside), nn.BatchNorm2d(outside))
     return nn.Sequential(
-        nn.Conv2d(inside, inside, (1, kernel), groups=inside, bias=False, **place),
+        along_time(inside, inside, groups=inside),
         nn.BatchNorm2d(inside),
         nn.Conv2d(inside, outside, 1, bias=False),
         nn.BatchNorm2d(outside),
