@@ -11,14 +11,13 @@ it again. The main thread publishes health and looks after the others.
 """
 
 import logging
-import platform
+import os
+import secrets
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from edge import config as configs
@@ -86,7 +85,7 @@ class Agent:
         self._monotonic, self._wall = monotonic, wall
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
-        self._boot = uuid.uuid4().hex[:8]
+        self._boot = secrets.token_hex(4)
         self._load = system.Load(monotonic)
         self._started_s = monotonic()
 
@@ -271,15 +270,14 @@ class Agent:
 
     def _info(self) -> InfoPayload:
         manifest = self.bundle.manifest
-        libraries = {name: version(name) for name in ("numpy", "onnxruntime", "paho-mqtt", "pyserial")}
         return InfoPayload(
             node=self.config.node,
-            versions={"amiss": ".".join(map(str, AGENT_VERSION)), "python": platform.python_version(), **libraries},
+            versions={"amiss": ".".join(map(str, AGENT_VERSION))} | system.versions() | self.bundle.backend.versions(),
             model=ModelInfo(digest=self.bundle.digest, name=manifest.name, version=manifest.version),
             channels=tuple(ChannelInfo(name=channel.name, unit=channel.unit) for channel in manifest.channels),
             config=configs.redacted(self.config),
             backend=self.bundle.backend.name,
-            machine=platform.machine(),
+            machine=os.uname().machine,
             board=system.board(),
             config_schema=configs.schema(),
         )

@@ -3,8 +3,13 @@
 import ctypes
 import os
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy
+import paho.mqtt
+import serial
 
 _TIME_ERROR = 5  # adjtimex(2): nobody has set the clock
 
@@ -23,6 +28,16 @@ class Load:
         share = (used_s - self._used_s) / span_s if span_s > 0 else None
         self._at_s, self._used_s = at_s, used_s
         return None if share is None else round(share, 4)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that matter. Asked from the modules: importlib.metadata would cost 4 MB of memory."""
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "numpy": numpy.__version__,
+        "paho-mqtt": paho.mqtt.__version__,
+        "pyserial": serial.__version__,
+    }
 
 
 def clock_synced() -> bool | None:

@@ -39,6 +39,10 @@ class Backend(Protocol):
         """Windows (B, C, N) in the units of the sensor; the graph normalises them itself."""
         ...
 
+    def versions(self) -> dict[str, str]:
+        """Of the library behind it."""
+        ...
+
 
 class OnnxBackend:
     """ONNX Runtime on one thread: on a small board the other cores belong to the reader, the broker and the user."""
@@ -50,6 +54,7 @@ class OnnxBackend:
             import onnxruntime  # here, because a board with another runtime has none
         except ImportError:
             raise BundleError("the model needs ONNX Runtime, which is not installed: pip install onnxruntime") from None
+        self._version = str(onnxruntime.__version__)
         onnxruntime.set_default_logger_severity(3)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -66,8 +71,12 @@ class OnnxBackend:
         if not names.issuperset(OUTPUTS):
             raise BundleError(f"the model gives {', '.join(sorted(names))}; an encoder gives {', '.join(OUTPUTS)}")
 
+    def versions(self) -> dict[str, str]:
+        return {"onnxruntime": self._version}
+
     def run(self, x: Float32) -> Outputs:
-        return Outputs(*self._session.run(OUTPUTS, {self._input: x}))
+        # Windows overlap and share their memory; only the slice that is run now becomes an array of its own.
+        return Outputs(*self._session.run(OUTPUTS, {self._input: np.ascontiguousarray(x)}))
 
 
 def open_backend(model: bytes) -> Backend:
@@ -75,7 +84,7 @@ def open_backend(model: bytes) -> Backend:
     return OnnxBackend(model)
 
 
-def run_in_slices(backend: Backend, x: Float32, size: int = 128) -> Outputs:
+def run_in_slices(backend: Backend, x: Float32, size: int = 32) -> Outputs:
     """`backend.run`, at most `size` windows at a time, so that a burst never needs more memory than that."""
     if len(x) <= size:
         return backend.run(x)

@@ -38,7 +38,7 @@ class Calibrator:
 
     def p_value(self, scores: Float32) -> Float64:
         """(B,) → (B,), in [floor, 1]."""
-        at_least = len(self._scores) - np.searchsorted(self._scores, scores, side="left")
+        at_least = len(self._scores) - self._scores.searchsorted(scores)
         return (1 + at_least) / (len(self._scores) + 1)
 
     def score_at(self, p_value: float) -> float:

@@ -28,8 +28,8 @@ class Explainer:
     def shares(self, outputs: Outputs) -> Float32:
         """(B, C), each row adds up to 1; equal shares where no channel stands out."""
         away = (_quantities(outputs) - self._centre) / self._scale  # (B, 2, C)
-        excess = np.maximum(away[:, 0] - 1, 0) + np.maximum(np.abs(away[:, 1]) - 1, 0)
-        excess = np.nan_to_num(excess, nan=0.0, posinf=1e6)
+        # fmax and fmin, unlike maximum and minimum, take the number where the other one is NaN.
+        excess = np.fmin(np.fmax(away[:, 0] - 1, 0) + np.fmax(np.abs(away[:, 1]) - 1, 0), 1e6)
         total = excess.sum(axis=1, keepdims=True)
         shares: Float32 = np.where(total > 0, excess / np.maximum(total, 1e-12), 1 / excess.shape[1]).astype(np.float32)
         return shares

@@ -140,5 +140,5 @@ def _require(z: Float32) -> None:
 
 def _finite(score: npt.NDArray[np.floating]) -> Float32:
     """A NaN compares as ordinary with every threshold; it is the strangest thing there is."""
-    finite: Float32 = np.nan_to_num(score, nan=np.inf, posinf=np.inf).astype(np.float32)
+    finite: Float32 = np.where(np.isnan(score), np.inf, score).astype(np.float32)
     return finite

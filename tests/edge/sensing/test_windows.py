@@ -285,3 +285,19 @@ def test_windows_that_cannot_be_are_refused(channels: int, rate: float, length: 
 def test_samples_of_other_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="3 channels, not 2"):
         windower().feed(stream([0], channels=3))
+
+
+def test_windows_that_were_handed_out_never_change() -> None:
+    """They are views of the windower's memory: a gap, a burst and all that comes later must write elsewhere."""
+    windower = Windower(1, 100.0, 8, 1)
+    time_ns = np.arange(300, dtype=np.int64) * 10_000_000
+    time_ns[150:] += 10**9  # a gap within one feed
+    x = np.arange(300, dtype=np.float32)[None]
+    first = windower.feed(Samples(time_ns, x))
+    kept = first.x.copy()
+    assert np.array_equal(kept[:, 0, 0], np.r_[np.arange(143), np.arange(150, 293)])
+    for chunk in range(50):
+        windower.feed(Samples(time_ns + (chunk + 1) * 10**10, -x))
+    assert np.array_equal(first.x, kept)
+    with pytest.raises(ValueError, match="read-only"):
+        first.x[0, 0, 0] = 1.0
