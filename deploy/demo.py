@@ -81,6 +81,8 @@ def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
     """
     if fault not in FAULTS:
         raise UsageError(f"unknown fault {fault!r}; known: {', '.join(FAULTS)}")
+    if fault == "dropout":
+        raise UsageError("dropout is a gap and not an anomaly, so there would be no alert; try `amiss simulate --fault dropout`")
     folder = _folder(out)
     source = Machine(seed)
     channels, rate_hz = source.channels, source.rate_hz
