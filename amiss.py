@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edge.errors import AmissError
+from edge.errors import AmissError, GateError
 
 app = typer.Typer(
     name="amiss",
@@ -28,6 +28,9 @@ config_app = typer.Typer(help="Look at, check and explain device.toml.", no_args
 datasets_app = typer.Typer(help="Public recordings to try amiss on.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(datasets_app, name="datasets")
+
+EXTRAS = {"torch": "train", "onnx": "train", "onnxscript": "train", "iotcore": "demo", "matplotlib": "demo"}
+"""Modules that a device does not have, and the extra that brings them."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="device.toml.", show_default=False)]
@@ -68,6 +71,8 @@ def demo(
     else:
         result = demos.on_simulation(out=out, fault=fault, seed=seed)
     _print(result.data, result.lines(), as_json)
+    if result.failure:
+        raise GateError(result.failure)
 
 
 @app.command()
@@ -374,7 +379,11 @@ def main() -> None:
         sys.exit(74)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        absent = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if extra := EXTRAS.get(absent):
+            print(f"amiss: this needs {absent}, which a device does not have: pip install 'amiss[{extra}]'", file=sys.stderr)
+            sys.exit(69)
         import traceback
 
         traceback.print_exc()

@@ -67,6 +67,8 @@ class Story:
 class DemoResult:
     data: dict[str, Any]
     """What the table says, and under `events` what came over MQTT."""
+    failure: str | None
+    """Why the demo did not show what it is there to show."""
 
     def lines(self) -> list[str]:
         rows = {key: value for key, value in self.data.items() if key != "events"}
@@ -75,14 +77,11 @@ class DemoResult:
 
 
 def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
-    """Simulate, learn, compress, run, inject `fault`, alert.
-
-    Raises `GateError` when no alert comes, or one comes before the fault.
-    """
+    """Simulate, learn, compress, run, inject `fault`, alert. It fails when no alert comes, or one comes before the fault."""
     if fault not in FAULTS:
         raise UsageError(f"unknown fault {fault!r}; known: {', '.join(FAULTS)}")
     if fault == "dropout":
-        raise UsageError("dropout is a gap and not an anomaly, so there would be no alert; try `amiss simulate --fault dropout`")
+        raise UsageError("dropout is a gap and not an anomaly: there would be no alert. Choose another fault")
     folder = _folder(out)
     source = Machine(seed)
     channels, rate_hz = source.channels, source.rate_hz
@@ -114,7 +113,7 @@ def on_recording(
     The encoder learns from all of `normal`. With `own`, normal running of the very machine that is played, the head is fitted
     to it, as commissioning does on site.
 
-    Raises `GateError` when the recording has labels and the first alert is not inside a labelled episode.
+    When the recording has labels, it fails unless the first alert is inside a labelled episode.
     """
     if not normal:
         raise UsageError("say what normal looks like: --normal FILE-or-FOLDER (may be repeated)")
@@ -261,7 +260,7 @@ def _event_line(event: dict[str, Any], recording: Recording) -> str:
     line = f"  ▶ {event['type']} at {(event['stream_ns'] - start_ns) / 1e9:.1f} s"
     if event["type"].startswith("anomaly"):
         line += (
-            f": {blame}; since {(event['since_stream_ns'] - start_ns) / 1e9:.1f} s, p {event['p_value']:.2g}"
+            f": {blame}; for {event['duration_s']:.1f} s now, p {event['p_value']:.2g}"
             f" ≤ {event['threshold']:.2g}, model {event['model'][:12]}"
         )
     return line
@@ -300,14 +299,14 @@ def _tell(
     data["device_equals_offline"] = _agrees(story, verdicts)
     data["picture"] = str(path)
     data["events"] = story.events
-    result = DemoResult(data)
+    failure = None
     if early:
-        raise GateError(f"an alert came before the fault; see {path} and {folder / 'agent.log'}")
-    if onset_ns is not None and first is None:
-        raise GateError(f"no alert came; see {path} and {folder / 'agent.log'}")
-    if recording.label is not None and first is not None and not recording.label[_row(first, recording.time_ns)]:
-        raise GateError(f"the first alert came outside the labelled episode; see {path}")
-    return result
+        failure = "an alert came before the fault"
+    elif onset_ns is not None and first is None:
+        failure = "no alert came"
+    elif recording.label is not None and first is not None and not recording.label[_row(first, recording.time_ns)]:
+        failure = "the first alert came outside the labelled episode"
+    return DemoResult(data, failure and f"{failure}; see {path} and {folder / 'agent.log'}")
 
 
 def _row(event: dict[str, Any], time_ns: Int64) -> int:
