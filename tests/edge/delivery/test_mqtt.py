@@ -633,9 +633,9 @@ def test_never_more_than_twenty_are_unacknowledged(outbox: Outbox) -> None:
         until(lambda: len(broker.published) > 1 and len(broker.published[1]) >= 2)
         time.sleep(0.3)
         assert len(broker.published[1]) == 2  # the birth, and one at a time until it is clear why the broker hung up
-        broker.on_publish = lambda mid, topic: puback(mid) if len(broker.published[-1]) < 40 else b""
+        broker.on_publish = lambda mid, topic: puback(mid) if len(broker.published[-1]) < 60 else b""
         broker.hang_up()
-        until(lambda: len(broker.published) > 2 and len(broker.published[2]) > 50)  # and then many again
+        until(lambda: len(broker.published) > 2 and len(broker.published[2]) > 70)  # and then many again
         broker.on_publish = puback
         broker.hang_up()
         until(lambda: outbox.counts.delivered == 60)
