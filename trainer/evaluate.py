@@ -63,7 +63,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
             head,
             *rows,
             f"{'mean':{width}}                {_cell(self.auroc)}   {_cell(self.auc_pr)}",
-            f"events found {_cell(self.event_recall).strip()}, false alarms per day of normal operation {per_day}, threshold "
+            f"events found {_cell(self.event_recall).strip()}, false alarms per day of normal operation {per_day}, threshold"
             f" p ≤ {self.p_value:g}, {self.precision} bundle {self.bundle[:16]}…",
         ]
 
