@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from edge.sensing.simulate import Machine
 
 from edge.errors import CannotCreateError
 from edge.sensing.decoders.frames import encode_frame
 from edge.sensing.recordings import Recording
+from edge.sensing.simulate import Machine
 from edge.signal import Samples
 
 

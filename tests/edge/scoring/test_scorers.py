@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from edge.testing import check_scorer
 
 from edge.scoring.scorers import SCORERS, MahalanobisScorer, NearestNeighbourScorer
+from edge.testing import check_scorer
 
 
 @pytest.mark.parametrize("name", SCORERS)
