@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,3 +227,34 @@ def test_a_full_disk_ends_the_agent_with_one_line_and_loses_no_earlier_event(
         assert "full" in (tmp_path / "agent.log").read_text().splitlines()[-1]
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.parametrize("wire", ["csv", "json"])
+def test_text_lines_in_fits_and_starts_are_one_unbroken_stream(
+    wire: str, tmp_path: Path, bundle: Path, mosquitto: Mosquitto
+) -> None:
+    """What most microcontrollers send, stamped on arrival, by a host that is late now and then."""
+    config = configure(tmp_path, bundle, mosquitto.port)
+    config.write_text(
+        config.read_text().replace('clock = "sensor"', f'format = "{wire}"\ncolumns = ["extra", "current", "vibration"]')
+    )
+    port = SerialPort(tmp_path / "tty")
+    x = normal(600, seed=5)
+    x[1, 400:] += 4
+    rng = np.random.default_rng(0)
+    with Listener(mosquitto.port, "amiss/#") as listener, agent(config):
+        wait_for(listener, "amiss/n/availability", b"online")
+        started, sent = time.monotonic(), 0
+        while sent < x.shape[1]:
+            time.sleep(rng.uniform(0.0, 0.12))
+            due = min(x.shape[1], round((time.monotonic() - started) * RATE_HZ))
+            for vibration, current in x[:, sent:due].T.tolist():
+                row = {"extra": 1, "current": current, "vibration": vibration}
+                line = json.dumps(row) if wire == "json" else ",".join(map(str, row.values()))
+                port.write(line.encode() + b"\r\n")
+            sent = due
+        listener.wait(lambda _: events(listener))
+        assert [(event["type"], event["channels"][0]["channel"]) for event in events(listener)] == [
+            ("anomaly_started", "current")
+        ]
+    port.close()
