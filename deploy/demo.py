@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,15 @@ def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
     source = Machine(seed)
     channels, rate_hz = source.channels, source.rate_hz
     with _step(f"record {LEARN_S:g} s of normal running at {rate_hz:g} Hz: {', '.join(channels)}"):
-        normal = machine.recordings_of([source.next(round(LEARN_S * rate_hz))], "normal", channels)
+        normal = machine.recording_of([source.next(round(LEARN_S * rate_hz))], "normal")
         write_recording(folder / "normal.csv", normal)
-        unseen = machine.recordings_of([source.next(round(UNSEEN_S * rate_hz))], "unseen", channels)
+        unseen = machine.recording_of([source.next(round(UNSEEN_S * rate_hz))], "unseen")
         live_normal = source.next(round(LIVE_NORMAL_S * rate_hz))
         source.inject(fault)
-        live = machine.recordings_of([live_normal, source.next(round(LIVE_FAULT_S * rate_hz))], "live", channels)
+        live = machine.recording_of([live_normal, source.next(round(LIVE_FAULT_S * rate_hz))], "live")
         onset = len(live_normal)
         label = (np.arange(len(live.time_ns)) >= onset).astype(np.int8)
-        live = Recording("live", channels, live.time_ns, live.x, label)
+        live = replace(live, label=label)
         write_recording(folder / "live.csv", live)
     # 0.64 s hold 16 turns of the shaft: enough to tell a rhythm, short enough to alert within seconds.
     bundle, measured = _learn([folder / "normal.csv"], folder, window=256, seed=seed)

@@ -5,7 +5,7 @@ import os
 import pty
 import time
 import tty
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from edge.errors import CannotCreateError
 from edge.sensing.decoders.frames import encode_frame
 from edge.sensing.recordings import Recording
-from edge.sensing.simulate import Machine
+from edge.sensing.simulate import CHANNELS, UNITS, Machine
 from edge.signal import Samples
 
 
@@ -123,7 +123,7 @@ def serve(
         port.close()
 
 
-def recordings_of(samples: Iterable[Samples], name: str, channels: tuple[str, ...]) -> Recording:
-    """Chunks of one stream, put together."""
-    parts = list(samples)
-    return Recording(name, channels, np.concatenate([p.time_ns for p in parts]), np.concatenate([p.x for p in parts], axis=1))
+def recording_of(parts: Sequence[Samples], name: str) -> Recording:
+    """What the simulated machine gave, put together."""
+    time_ns, x = np.concatenate([part.time_ns for part in parts]), np.concatenate([part.x for part in parts], axis=1)
+    return Recording(name, CHANNELS, time_ns, x, units=UNITS)

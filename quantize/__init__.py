@@ -104,6 +104,7 @@ def quantize(
         name=name or out.stem,
         version=version,
         channels=info.channels,
+        units=info.units,
         rate_hz=info.rate_hz,
         hop=info.hop,
         missing=info.missing,

@@ -36,6 +36,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     version: str
     channels: tuple[str, ...]
+    units: dict[str, str] = {}
     rate_hz: float
     hop: int
     missing: MissingPolicy
@@ -67,7 +68,7 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, about: Des
         name=about.name,
         version=about.version,
         created=_now(),
-        channels=tuple(ChannelSpec(name) for name in about.channels),
+        channels=tuple(ChannelSpec(name, about.units.get(name, "")) for name in about.channels),
         rate_hz=about.rate_hz,
         window=fit.shape[2],
         hop=about.hop,

@@ -32,6 +32,8 @@ MAX_BLOCKS = 64
 @dataclass(frozen=True, slots=True)
 class TrainingData:
     channels: tuple[str, ...]
+    units: dict[str, str]
+    """Of the channels whose unit the recordings name."""
     rate_hz: float
     fit: Float32
     """(n, C, N) windows to learn from."""
@@ -66,7 +68,7 @@ def load(paths: Iterable[Path], recipe: Recipe) -> TrainingData:
     x, held = _together(fit), _together(calibration)
     _require_enough(recordings, x, held, recipe)
     digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in zip(names, files, strict=True)}
-    return TrainingData(recordings[0].channels, rate_hz, x, held, digests, tuple(notes))
+    return TrainingData(recordings[0].channels, _units(names, recordings), rate_hz, x, held, digests, tuple(notes))
 
 
 def cut(recording: Recording, rate_hz: float, window: int, hop: int, missing: MissingPolicy) -> Windows:
@@ -118,6 +120,16 @@ def require_channels(names: list[str], recordings: list[Recording]) -> None:
                 f"{name} has the channels {', '.join(recording.channels)}, {names[0]} has {', '.join(wanted)}; recordings "
                 "that belong together need the same channels in the same order"
             )
+
+
+def _units(names: list[str], recordings: list[Recording]) -> dict[str, str]:
+    """Raises `DataError` when two recordings name different units: their numbers do not belong together."""
+    found: dict[str, str] = {}
+    for name, recording in zip(names, recordings, strict=True):
+        for channel, unit in recording.units.items():
+            if found.setdefault(channel, unit) != unit:
+                raise DataError(f"{name} has {channel} in {unit}, others in {found[channel]}; bring them to one unit")
+    return found
 
 
 def _rate(names: list[str], recordings: list[Recording], wanted_hz: float | None) -> tuple[float, list[str]]:

@@ -4,8 +4,8 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +35,8 @@ class Recording:
     """(C, n); NaN is missing."""
     label: npt.NDArray[np.int8] | None = None
     """(n,) 1 where something is amiss."""
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Of the channels whose unit is known."""
 
     @property
     def rate_hz(self) -> float:
@@ -51,7 +53,7 @@ class Recording:
     def part(self, start: int, stop: int | None = None) -> "Recording":
         """Rows `start:stop`."""
         label = None if self.label is None else self.label[start:stop]
-        return Recording(self.name, self.channels, self.time_ns[start:stop], self.x[:, start:stop], label)
+        return replace(self, time_ns=self.time_ns[start:stop], x=self.x[:, start:stop], label=label)
 
 
 def find_recordings(paths: Iterable[Path]) -> list[Path]:
@@ -83,7 +85,8 @@ def read_recording(path: Path) -> Recording:
     if not lines:
         raise DataError(f"{path}: the file is empty")
     separator = max(",;\t", key=lines[0].count)
-    header = [name.strip() for name in next(csv.reader([lines[0]], delimiter=separator))]
+    titles = [_title(title) for title in next(csv.reader([lines[0]], delimiter=separator))]
+    header = [name for name, _ in titles]
     lowered = [name.lower() for name in header]
     time_at = next((lowered.index(name) for name in TIME_NAMES if name in lowered), None)
     if time_at is None:
@@ -120,7 +123,8 @@ def read_recording(path: Path) -> Recording:
     label = None
     if label_at is not None:
         label = (_numbers(columns[label_at], path, header[label_at], numbers) > 0).astype(np.int8)
-    return Recording(path.name, tuple(header[i] for i in value_at), time_ns, x, label)
+    units = {titles[i][0]: titles[i][1] for i in value_at if titles[i][1]}
+    return Recording(path.name, tuple(header[i] for i in value_at), time_ns, x, label, units)
 
 
 def read_recordings(paths: Iterable[Path]) -> list[Recording]:
@@ -144,7 +148,7 @@ def match_channels(recording: Recording, channels: Sequence[str]) -> Recording:
             f"{', '.join(channels)}"
         )
     order = [recording.channels.index(name) for name in channels]
-    return Recording(recording.name, tuple(channels), recording.time_ns, recording.x[order], recording.label)
+    return replace(recording, channels=tuple(channels), x=recording.x[order])
 
 
 def write_recording(path: Path, recording: Recording) -> None:
@@ -152,7 +156,8 @@ def write_recording(path: Path, recording: Recording) -> None:
     with at_once(path) as draft, _open_for_writing(draft, compressed=path.name.endswith(".gz")) as file:
         writer = csv.writer(file, lineterminator="\n")
         label = recording.label
-        writer.writerow(["time", *recording.channels, *(["label"] if label is not None else [])])
+        titles = [f"{name} [{recording.units[name]}]" if name in recording.units else name for name in recording.channels]
+        writer.writerow(["time", *titles, *(["label"] if label is not None else [])])
         for i in range(len(recording.time_ns)):
             values = ["" if np.isnan(v) else f"{v:.9g}" for v in recording.x[:, i]]
             writer.writerow([format_time(int(recording.time_ns[i])), *values, *([int(label[i])] if label is not None else [])])
@@ -162,6 +167,12 @@ def format_time(time_ns: int) -> str:
     """Nanoseconds since the epoch → RFC 3339 in UTC with microseconds."""
     seconds, rest = divmod(time_ns, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest // 1000:06d}Z"
+
+
+def _title(text: str) -> tuple[str, str]:
+    """`current [A]` → name and unit; the unit is empty where there is none."""
+    name, bracket, unit = text.strip().removesuffix("]").rpartition("[")
+    return (name.strip(), unit.strip()) if bracket and text.strip().endswith("]") and name.strip() else (text.strip(), "")
 
 
 def _open_for_writing(path: Path, *, compressed: bool) -> io.TextIOBase:

@@ -249,7 +249,7 @@ def simulate(
         parts.append(machine.next(n - healthy))
     label: npt.NDArray[np.int8] = (np.arange(n) >= healthy).astype(np.int8)
     time_ns = np.concatenate([part.time_ns for part in parts])
-    return Recording(fault or "normal", CHANNELS, time_ns, np.concatenate([part.x for part in parts], axis=1), label)
+    return Recording(fault or "normal", CHANNELS, time_ns, np.concatenate([part.x for part in parts], axis=1), label, UNITS)
 
 
 def _hold(x: Float64, stuck: Bool, before: float) -> Float64:

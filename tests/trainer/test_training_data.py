@@ -1,5 +1,6 @@
 """Recordings → windows and the split in time."""
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -119,3 +120,15 @@ def test_held_back_share_is_kept() -> None:
     windows = data.cut(whole, 1.0, 16, 4, recipe.missing)
     fit, held = data.split(windows, whole, recipe)
     assert len(fit) == pytest.approx(len(held), abs=4)
+
+
+def test_units_travel_and_must_agree(tmp_path: Path) -> None:
+    whole = Recording(
+        "r", ("a", "b"), np.arange(2000) * 10**7, np.random.default_rng(0).normal(size=(2, 2000)).astype(np.float32)
+    )
+    write_recording(tmp_path / "x.csv", dataclasses.replace(whole, units={"a": "m/s2"}))
+    write_recording(tmp_path / "y.csv", dataclasses.replace(whole, units={"b": "A"}))
+    assert data.load([tmp_path], RECIPE).units == {"a": "m/s2", "b": "A"}
+    write_recording(tmp_path / "z.csv", dataclasses.replace(whole, units={"a": "g"}))
+    with pytest.raises(DataError, match=r"z\.csv has a in g, others in m/s2"):
+        data.load([tmp_path], RECIPE)

@@ -202,3 +202,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CannotCreateError, match=r"file.x\.csv: cannot be written"):
         write_recording(tmp_path / "file" / "x.csv", Recording("r", ("a",), np.array([1]), np.array([[1]], np.float32)))
+
+
+def test_units_in_the_header_are_units_and_no_part_of_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("time,current [A],odd[,[],temperature [degC] \n1,1,2,3,4\n2,1,2,3,4\n")
+    found = read_recording(path)
+    assert found.channels == ("current", "odd[", "[]", "temperature")
+    assert found.units == {"current": "A", "temperature": "degC"}
+    write_recording(tmp_path / "again.csv", found)
+    again = read_recording(tmp_path / "again.csv")
+    assert (again.channels, again.units) == (found.channels, found.units)
+    assert match_channels(found, ["temperature", "current"]).units == found.units
