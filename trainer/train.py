@@ -44,6 +44,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     torch: str
     recipe: Recipe
     channels: tuple[str, ...]
+    units: dict[str, str] = {}
     rate_hz: float
     window: int
     hop: int
@@ -92,6 +93,7 @@ def train(
         # Where the files lay is of no consequence; what they held is in `data`.
         recipe=msgspec.structs.replace(recipe, data=()),
         channels=material.channels,
+        units=material.units,
         rate_hz=material.rate_hz,
         window=recipe.window,
         hop=recipe.hop_samples,
