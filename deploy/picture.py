@@ -63,8 +63,9 @@ def draw(
     for alert in alerts[:1]:
         score.annotate(
             f"alert: {', '.join(shown[:2])}\np {alert['p_value']:.2g}",
-            (float(seconds(alert["stream_ns"])), threshold),
-            xytext=(8, 18),
+            (float(seconds(alert["stream_ns"])), 0.04),  # below the score, which is high here
+            xycoords=("data", "axes fraction"),
+            xytext=(6, 0),
             textcoords="offset points",
             color="#c4472c",
         )
