@@ -62,9 +62,10 @@ class SerialSource:
         clock: Callable[[], int] = time.monotonic_ns,
         wall: Callable[[], int] = time.time_ns,
         sleep: Callable[[float], None] = time.sleep,
+        collect_s: float = CHUNK_S,
         connect: Callable[[StreamConfig], serial.Serial] | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._collect_s = config, collect_s
         self._decoder = open_decoder(config, channels, rate_hz)
         self._channels = len(channels)
         self._clock, self._wall, self._sleep = clock, wall, sleep
@@ -120,10 +121,10 @@ class SerialSource:
             _close(port)
 
     def _read(self, port: serial.Serial) -> bytes:
-        """All that arrives within `CHUNK_S` of the first byte; nothing when none comes within `IDLE_S`."""
+        """All that arrives within `collect_s` of the first byte; nothing when none comes within `IDLE_S`."""
         data = port.read(1)
         if data:
-            self._sleep(CHUNK_S)
+            self._sleep(self._collect_s)
             # Not once: the driver shows 4 KiB at a time, and the rest of a backlog would seem to have arrived later.
             backlog = False
             while len(data) < MAX_CHUNK:
