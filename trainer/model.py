@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from trainer.encoders import ENCODERS, Encoder
-from trainer.pretexts import PRETEXTS, Pretext
+from trainer.pretexts import Pretext
+from trainer.pretexts.combined import Combined
+from trainer.pretexts.embedding import embed
 from trainer.recipes import Recipe
 
 CLIP = 10.0
@@ -32,7 +34,7 @@ class Detector(nn.Module):
     def __init__(self, channels: int, recipe: Recipe) -> None:
         super().__init__()
         self.encoder = ENCODERS[recipe.encoder.kind](channels, recipe.encoder)
-        self.pretext = PRETEXTS[recipe.pretext.kind](channels, self.encoder, recipe.pretext)
+        self.pretext = Combined(channels, self.encoder, recipe.pretext)
         self.register_buffer("mean", torch.zeros(channels, 1))
         self.register_buffer("inverse_between", torch.ones(channels, 1))
         self.register_buffer("inverse_within", torch.ones(channels, 1))
@@ -63,12 +65,7 @@ class Detector(nn.Module):
         return (level * self.inverse_between).clamp(-LEVEL_CLIP, LEVEL_CLIP).squeeze(2), shape
 
     def forward(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, N) → embedding (B, 2 D), residual (B, C), level (B, C).
-
-        The embedding is what the encoder saw on average and how restless that was, as a logarithm: spreads span decades.
-        """
+        """(B, C, N) → embedding (B, 2 D), residual (B, C), level (B, C)."""
         level, x = self.normalise(window)
         encoded = self.encoder(x)  # (B, D, T)
-        mean = encoded.mean(2)
-        spread = 0.5 * ((encoded - mean.unsqueeze(2)).square().mean(2) + 1e-4).log()
-        return torch.cat([mean, spread], dim=1), self.pretext.residual(x, encoded), level
+        return embed(encoded), self.pretext.residual(x, encoded), level

@@ -18,6 +18,7 @@ from edge.sensing.windows import MissingPolicy
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
+Weight = Annotated[float, Meta(ge=0, le=1000)]
 
 
 class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,8 +37,25 @@ class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Samples per step of the encoder: T = N / stride."""
 
 
+class PretextWeights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each task's loss counts in the sum; at 0 the task is not built. Names as in `trainer.pretexts.PRETEXTS`."""
+
+    masked: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    """Masked reconstruction. Never 0: the device takes its residual from there."""
+    contrast: Weight = 0.0
+    """Moments known again among other moments and other windows (TS2Vec)."""
+    vicreg: Weight = 0.0
+    """Two views of a window, one embedding (VICReg)."""
+    forecast: Weight = 0.0
+    """The continuation of a window told from those of others (CPC)."""
+    injected: Weight = 0.0
+    """Faults put in, to be told apart."""
+
+
 class PretextRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["masked"] = "masked"
+    """What reconstructs, and so gives the device its residual."""
+    weights: PretextWeights = PretextWeights()
     time_ratio: Share = 0.3
     """Share of the time patches that is hidden in all channels at once."""
     patch: Count = 8
@@ -46,6 +64,11 @@ class PretextRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Chance of each channel to be hidden for the whole window."""
     visible_weight: Annotated[float, Meta(ge=0, le=1)] = 0.5
     """Weight of the error on what was not hidden. On the device nothing is hidden, so 0 would leave the residual untrained."""
+
+    @property
+    def tasks(self) -> dict[str, float]:
+        """Name → weight of those that have one; masked first."""
+        return {name: weight for name, weight in msgspec.structs.asdict(self.weights).items() if weight > 0}
 
 
 class TrainingRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +144,11 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
         raise ConfigError(f"{where}: pretext.patch: {recipe.pretext.patch} is no part of a window of {recipe.window} samples")
     if recipe.pretext.time_ratio == 0 and recipe.pretext.channel_ratio == 0:
         raise ConfigError(f"{where}: pretext: nothing is ever hidden; set time_ratio or channel_ratio")
+    if recipe.pretext.weights.forecast > 0 and recipe.window < 2 * recipe.encoder.stride:
+        raise ConfigError(
+            f"{where}: pretext.weights.forecast: a window of {recipe.window} samples is one step of the encoder and no past; "
+            f"take {2 * recipe.encoder.stride} or more"
+        )
     return recipe
 
 

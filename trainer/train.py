@@ -69,7 +69,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
             f"windows of {self.window} samples every {self.hop}: {self.fit_windows} to learn from, "
             f"{self.calibration_windows} held back to calibrate",
             f"{self.recipe.encoder.kind} with {self.parameters} parameters, {self.recipe.training.steps} steps of "
-            f"{self.recipe.pretext.kind}: loss {self.losses[0]:.3f} → {sum(tail) / len(tail):.3f}, "
+            f"{' + '.join(self.recipe.pretext.tasks)}: loss {self.losses[0]:.3f} → {sum(tail) / len(tail):.3f}, "
             f"{self.calibration_loss:.3f} on what was held back",
             *self.notes,
         ]
@@ -152,8 +152,12 @@ def fit(
     detector.eval()
     with torch.no_grad():
         held = torch.from_numpy(held_back[:: max(1, len(held_back) // 1024)])
-        calibration_loss = float(detector.pretext.loss(detector.encoder, detector.normalise(held)[1], rng))
-    return detector, losses, calibration_loss
+        # The others compare windows with each other: with more of them the loss is another, and memory grows with the square.
+        parts = torch.split(held, settings.batch if len(recipe.pretext.tasks) > 1 else len(held))
+        total = sum(
+            len(part) * float(detector.pretext.loss(detector.encoder, detector.normalise(part)[1], rng)) for part in parts
+        )
+    return detector, losses, total / len(held)
 
 
 def schedule(done: float) -> float:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -14,18 +15,17 @@ from trainer.checkpoint import load_detector
 from trainer.encoders import ENCODERS
 from trainer.model import Detector
 from trainer.pretexts import PRETEXTS
-from trainer.recipes import EncoderRecipe, PretextRecipe, Recipe
-
-KINDS = [(encoder, pretext) for encoder in ENCODERS for pretext in PRETEXTS]
+from trainer.recipes import EncoderRecipe, PretextRecipe, PretextWeights, Recipe
 
 
 @pytest.mark.parametrize("separable", [False, True])
-@pytest.mark.parametrize(("encoder", "pretext"), KINDS)
-def test_every_kind_exports_and_survives_int8(encoder: str, pretext: str, separable: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("others", [False, True])
+def test_every_kind_exports_and_survives_int8(encoder: str, others: bool, separable: bool, tmp_path: Path) -> None:
     recipe = Recipe(
         # With fewer weights than that the int8 file would not be the smaller one.
         encoder=EncoderRecipe(kind=encoder, width=32 if separable else 16, depth=3, embedding=8, separable=separable),  # type: ignore[arg-type]
-        pretext=PretextRecipe(kind=pretext),  # type: ignore[arg-type]
+        pretext=PretextRecipe(weights=PretextWeights(**dict.fromkeys(PRETEXTS, 1.0)) if others else PretextWeights()),
     )
     rng = np.random.default_rng(0)
     windows = (np.cumsum(rng.normal(size=(160, 3, 32)), axis=2) + 50).astype(np.float32)
@@ -38,6 +38,24 @@ def test_every_kind_exports_and_survives_int8(encoder: str, pretext: str, separa
     path = check_export(detector.eval(), windows, tmp_path)
     # Thin convolutions lose more in eight bits, and these weights were never trained.
     check_int8(path, windows[:100], windows[100:], budget=Budget(flips=0.1) if separable else None)
+
+
+def test_the_heads_of_the_other_tasks_stay_behind(tmp_path: Path) -> None:
+    def exported(weight: float, *, something_more: bool = False) -> list[tuple[object, ...]]:
+        weights = PretextWeights(contrast=weight, vicreg=weight, forecast=weight, injected=weight)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            detector = Detector(3, Recipe(pretext=PretextRecipe(weights=weights))).eval()
+        assert any("others" in name for name, _ in detector.named_parameters()) == (weight > 0)
+        if something_more:
+            detector.encoder.project = torch.nn.Sequential(detector.encoder.project, torch.nn.Conv2d(16, 16, 1))
+        export(detector, windows, tmp_path / "model.onnx")
+        assert b"others" not in (tmp_path / "model.onnx").read_bytes()
+        return [(entry.name, *entry.dims) for entry in onnx.load(str(tmp_path / "model.onnx")).graph.initializer]
+
+    windows = np.random.default_rng(0).normal(size=(8, 3, 32)).astype(np.float32)
+    assert exported(1.0) == exported(0.0)
+    assert exported(1.0, something_more=True) != exported(0.0)  # so the comparison does see what is too much
 
 
 def test_folding_changes_nothing_but_the_layers(run: Path, windows: tuple[np.ndarray, np.ndarray]) -> None:

@@ -38,6 +38,15 @@ def test_survives_a_round_trip_through_json() -> None:
         ({"window": 32, "hop": 33}, "hop: 33 leaves samples"),
         ({"window": 8, "pretext": {"patch": 8}}, "pretext.patch"),
         ({"pretext": {"time_ratio": 0, "channel_ratio": 0}}, "nothing is ever hidden"),
+        ({"pretext": {"weights": {"vicregg": 1}}}, "`pretext.weights.vicregg`; did you mean `vicreg`"),
+        ({"pretext": {"weights": {"vicreg": -1}}}, "pretext.weights.vicreg: expected `float` >= 0"),
+        ({"pretext": {"weights": {"masked": 0}}}, "pretext.weights.masked: expected `float` > 0"),
+        ({"pretext": {"weights": {"contrast": float("inf")}}}, "pretext.weights.contrast"),
+        ({"pretext": {"weights": {"contrast": float("nan")}}}, "pretext.weights.contrast"),
+        (
+            {"window": 8, "pretext": {"patch": 4, "weights": {"forecast": 1}}, "encoder": {"stride": 8}},
+            "pretext.weights.forecast: a window of 8 samples",
+        ),
         ({"missing": {"max_fil": 1}}, "did you mean `max_fill`"),
         ({"scorer": "knnn"}, "scorer"),
     ],
@@ -61,6 +70,14 @@ def test_overrides() -> None:
     recipe = apply_overrides(Recipe(), ["training.steps=300", "window = 64", "scorer=knn", "rate_hz=2.5", "training.lr=1e-3"])
     assert recipe.training == msgspec.structs.replace(Recipe().training, steps=300, lr=1e-3)
     assert (recipe.window, recipe.scorer, recipe.rate_hz) == (64, "knn", 2.5)
+
+
+def test_a_pretext_is_added_by_its_weight() -> None:
+    assert Recipe().pretext.tasks == {"masked": 1.0}
+    recipe = apply_overrides(Recipe(), ["pretext.weights.vicreg=0.1", "pretext.weights.contrast=2"])
+    assert recipe.pretext.tasks == {"masked": 1.0, "contrast": 2.0, "vicreg": 0.1}
+    with pytest.raises(ConfigError, match="did you mean `injected`"):
+        apply_overrides(Recipe(), ["pretext.weights.injectd=1"])
 
 
 @pytest.mark.parametrize("pair", ["steps", "=3", "training.=3", "window.x=3", "training.stepz=3", "window=many", "training=3"])
