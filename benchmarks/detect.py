@@ -1,0 +1,350 @@
+"""`make bench-detect`: how well the int8 bundle tells what is amiss, beside what is simple; same rows, same metrics, one run.
+
+    python -m benchmarks.detect [--sets skab,smd] [--seeds 3] [--limit 2] [--data ../shared/data] [--out bench-out]
+
+- *int8* is what counts: the bundle, its head fitted to the machine's own normal rows as `amiss commission` does it, and the
+  rows judged by `judge_recording`, the pipeline of the device, with a hop of one sample. A row's score is that of the window
+  around it. *float* is the same with the float model.
+- *untrained* is the int8 bundle of an encoder that took a single step, at the end of whose schedule the learning rate is 0:
+  weights as they were drawn, everything else alike. What it reaches is not owed to learning.
+- The recipe is the default one; only the length of the window differs. Labels are for the figures and nothing else.
+- Figures are means over the recordings of a set, with mean and spread over seeds. None of them is point-adjusted. VUS-PR
+  (Paparrizos et al. 2022) is computed by the authors' package TSB-AD, with their choice of its window.
+
+Encoders are kept under `--out` and made again when the code that makes them, the recipe or the data has changed.
+Nothing fails here: where ours loses, the report says so.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from benchmarks.baselines import BASELINES, standardised
+from benchmarks.detect_data import SETS, Case, Group
+from edge.bundle import Bundle
+from edge.operating.commission import WINDOWS
+from edge.operating.score import judge_recording, rows_to_windows
+from edge.scoring.backends import run_in_slices
+from edge.scoring.commission import fit_head
+from edge.sensing.recordings import Recording, write_recording
+from edge.signal import Float64
+from quantize import quantize
+from quantize.parity import Budget
+from trainer.data import cut
+from trainer.metrics import Label, auc_pr, auroc
+from trainer.recipes import Recipe
+from trainer.train import train
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results.md"
+LENGTHS = (32, 64)
+PRECISIONS: tuple[Literal["int8", "float32"], ...] = ("int8", "float32")
+COLUMNS = {"auroc": "AUROC", "auc_pr": "AUC-PR", "vus_pr": "VUS-PR", "best_f1": "best F1"}
+TITLES = {"skab": "SKAB: pump and valves", "smd": "SMD: servers"}
+ANY = Budget(embedding_error=math.inf, rank_correlation=-1.0, flips=1.0, slower=math.inf)
+"""int8 is measured here whatever it costs; what `amiss quantize` would say to it is in the report."""
+STATED = Budget(slower=math.inf)
+SOURCES = {
+    package: hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / package).rglob("*.py")))).digest()
+    for package in ("trainer", "quantize", "edge/sensing", "edge/scoring")
+}
+"""Read when they are imported, not hours later when somebody may have changed them."""
+MAKES_RUNS = ("trainer", "edge/sensing")
+MAKES_BUNDLES = (*MAKES_RUNS, "quantize", "edge/scoring")
+
+Figures = dict[str, float]
+
+
+@dataclass(slots=True)
+class Row:
+    """One method on one set."""
+
+    name: str
+    ours: bool = False
+    files: dict[str, list[Figures]] = field(default_factory=dict)
+    """Of each recording, one entry per seed; only one when no chance is in it."""
+
+    def add(self, file: str, figures: Figures) -> None:
+        self.files.setdefault(file, []).append(figures)
+
+    def means(self, column: str) -> Float64:
+        """(seeds,) mean over the recordings."""
+        values: Float64 = np.array([[figures[column] for figures in seeds] for seeds in self.files.values()])
+        return np.asarray(values.mean(axis=0))
+
+    def mean(self, column: str) -> float:
+        return float(self.means(column).mean())
+
+    def cell(self, column: str) -> str:
+        means = self.means(column)
+        spread = f" ± {_short(float(means.std(ddof=1)))}" if len(means) > 1 else ""
+        return _short(float(means.mean())) + spread
+
+
+class Judge:
+    """The metrics of one recording; what does not depend on the score is computed once."""
+
+    def __init__(self, test: Recording) -> None:
+        from TSB_AD.utils.slidingWindows import find_length_rank  # here, because the tests do without it
+
+        assert test.label is not None
+        self.label = test.label
+        self.window = int(find_length_rank(test.x[:1].T, rank=1))
+
+    def figures(self, score: Float64) -> Figures:
+        score = scaled(score)
+        return {
+            "auroc": auroc(score, self.label),
+            "auc_pr": auc_pr(score, self.label),
+            "vus_pr": self._vus_pr(score),
+            "best_f1": best_f1(score, self.label),
+        }
+
+    def _vus_pr(self, score: Float64) -> float:
+        from TSB_AD.evaluation.metrics import generate_curve
+
+        return float(generate_curve(self.label.astype(int), score, self.window, "opt", 250)[-1])
+
+
+def scaled(score: Float64) -> Float64:
+    """Between 0 and 1; what is infinitely strange is as strange as the strangest that is not."""
+    finite = score[np.isfinite(score)]
+    if not len(finite):
+        return np.zeros(len(score))
+    low, high = float(finite.min()), float(finite.max())
+    found: Float64 = (np.clip(np.nan_to_num(score, nan=high, posinf=high, neginf=low), low, high) - low) / (high - low + 1e-12)
+    return found
+
+
+def best_f1(score: Float64, label: Label) -> float:
+    """Of the rows, over all thresholds; rows that score alike are flagged together. An oracle's threshold: an upper bound."""
+    order = np.argsort(-score, kind="stable")
+    hits = np.cumsum(np.asarray(label, bool)[order])
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
+    return float((2 * hits[last] / (last + 1 + hits[-1])).max())
+
+
+def commissioned(bundle: Bundle, normal: Recording) -> Bundle:
+    """The bundle with a head fitted to `normal`: what `amiss commission` writes, in memory."""
+    manifest = bundle.manifest
+    hop = max(1, min(manifest.hop, len(normal.time_ns) // WINDOWS))
+    windows = cut(normal, manifest.rate_hz, manifest.window, hop, manifest.missing)
+    head = fit_head(manifest.scorer, run_in_slices(bundle.backend, windows.x), -(-manifest.window // hop))
+    return Bundle(
+        manifest,
+        bundle.digest,
+        bundle.backend,
+        head.scorer,
+        head.calibrator,
+        head.explainer,
+        bundle.golden,
+        bundle.size,
+    )
+
+
+def row_scores(bundle: Bundle, test: Recording) -> Float64:
+    """(n,) from the device's pipeline with a hop of one sample. In a gap the nearest row that has a score speaks: the
+    baselines score every row, and all are to be judged on the same ones."""
+    verdicts = judge_recording(bundle, test, hop=1)
+    index = rows_to_windows(test.time_ns, verdicts)
+    known = np.flatnonzero(index >= 0)
+    if len(known) < len(index):
+        rows = np.arange(len(index))
+        after = np.clip(np.searchsorted(known, rows), 0, len(known) - 1)
+        before = np.maximum(after - 1, 0)
+        index = index[np.where(rows - known[before] <= known[after] - rows, known[before], known[after])]
+    return verdicts.score[index].astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """Makes bundles, and keeps them."""
+
+    out: Path
+
+    def bundles(self, name: str, group: Group, recipe: Recipe) -> dict[str, Path]:
+        """Precision → bundle."""
+        data = msgspec.json.encode(recipe) + b"".join(
+            hashlib.sha256(recording.time_ns.tobytes() + recording.x.tobytes()).digest() for recording in group.training
+        )
+        run = self.out / f"{name}-{_digest(data, MAKES_RUNS)}"
+        if not run.exists():
+            with tempfile.TemporaryDirectory(prefix="amiss-detect-") as folder:
+                for recording in group.training:
+                    write_recording(Path(folder) / f"{recording.name}.csv", recording)
+                train(recipe, [Path(folder)], run)
+        key = _digest(b"", MAKES_BUNDLES)
+        found: dict[str, Path] = {}
+        for precision in PRECISIONS:
+            path = self.out / f"{run.name}-{key}-{precision}.amiss"
+            if not path.exists():
+                made = quantize(run, path, precision=precision, budget=ANY, name=name)
+                if failures := made.parity.failures(STATED):
+                    path.with_suffix(".txt").write_text("; ".join(failures) + "\n", "utf-8")
+            found[precision] = path
+        return found
+
+
+def _digest(data: bytes, packages: Sequence[str]) -> str:
+    found = hashlib.sha256(data)
+    for package in packages:
+        found.update(SOURCES[package])
+    return found.hexdigest()[:12]
+
+
+def run_set(name: str, groups: list[Group], seeds: int, encoders: Encoders) -> tuple[list[Row], list[str]]:
+    """The rows of one table, and what there is to say about int8."""
+    simple = [Row(baseline.name) for baseline in BASELINES]
+    ours = {
+        (kind, n): Row(f"{kind}, windows of {n}", kind == "int8") for kind in ("untrained", "float", "int8") for n in LENGTHS
+    }
+    judges = {case.name: Judge(case.test) for group in groups for case in group.cases}
+    for group in groups:
+        for case in group.cases:
+            normal, test = standardised(case.normal, case.test)
+            for baseline, row in zip(BASELINES, simple, strict=True):
+                for seed in range(seeds if baseline.seeded else 1):
+                    started = time.monotonic()
+                    row.add(case.name, judges[case.name].figures(baseline.score(normal, test, seed)))
+                    _tell(name, case, baseline.name, seed, row, started)
+    notes = []
+    for seed in range(seeds):
+        for group in groups:
+            for n in LENGTHS:
+                whole = Recipe(window=n)
+                trained = msgspec.structs.replace(whole, training=msgspec.structs.replace(whole.training, seed=seed))
+                one = msgspec.structs.replace(trained, training=msgspec.structs.replace(trained.training, steps=1))
+                label = f"{name}-{group.name}-w{n}-s{seed}"
+                started = time.monotonic()
+                made = encoders.bundles(label, group, trained)
+                drawn = encoders.bundles(f"{label}-untrained", group, one)
+                print(f"{label}: encoders, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+                over = made["int8"].with_suffix(".txt")
+                if over.exists():
+                    notes.append(f"{label}: `amiss quantize` would ship float: {over.read_text('utf-8').strip()}")
+                for kind, path in (("int8", made["int8"]), ("float", made["float32"]), ("untrained", drawn["int8"])):
+                    bundle = Bundle.open(path)
+                    for case in group.cases:
+                        started = time.monotonic()
+                        score = row_scores(commissioned(bundle, case.normal), case.test)
+                        ours[kind, n].add(case.name, judges[case.name].figures(score))
+                        _tell(name, case, kind, seed, ours[kind, n], started)
+    return [*simple, *ours.values()], notes
+
+
+def _tell(name: str, case: Case, method: str, seed: int, row: Row, started: float) -> None:
+    figures = ", ".join(f"{title} {_short(row.files[case.name][-1][key])}" for key, title in COLUMNS.items())
+    took = f"{time.monotonic() - started:.1f} s"
+    print(f"{name} {case.name}: {row.name}, seed {seed}: {figures} ({took})", file=sys.stderr, flush=True)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Markdown that is a plain table too."""
+    cells = [["", *COLUMNS.values()]]
+    cells += [[f"**{r.name}**" if r.ours else r.name, *(r.cell(column) for column in COLUMNS)] for r in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def verdict(rows: Sequence[Row]) -> list[str]:
+    """One sentence for each of ours: what it loses to, and in which columns."""
+    others = [row for row in rows if row.name.split(",")[0] not in ("int8", "float")]
+    found = []
+    for row in (row for row in rows if row.ours):
+        losses = []
+        for other in others:
+            worse = [title for column, title in COLUMNS.items() if other.mean(column) > row.mean(column)]
+            if worse:
+                losses.append(f"{other.name} ({'in everything' if len(worse) == len(COLUMNS) else ', '.join(worse)})")
+        said = f"loses to {'; '.join(losses)}" if losses else "is ahead of every other row in every column"
+        found.append(f"- **{row.name}** {said}.")
+    return found
+
+
+def report(tables: dict[str, tuple[list[Row], list[str]]], command: str, seeds: int) -> str:
+    """docs/results.md"""
+    lines = [
+        "# What it finds",
+        "",
+        f"Written by `{command}`; do not edit.",
+        "",
+        "What counts is **int8**: the bundle as it ships, judged by the pipeline that a device runs, a window around every",
+        "row. The recipe is the default one and only the window differs. Labels were used for these figures and for nothing",
+        "else, and none of them is point-adjusted. *Untrained* is the same encoder with weights as they were drawn. Best F1",
+        f"takes the threshold of an oracle. Means over the recordings; {_seeds(seeds)}.",
+        "",
+    ]
+    for name, (rows, notes) in tables.items():
+        count = len(rows[0].files)
+        lines += [f"## {TITLES[name]}, {count} recording{'' if count == 1 else 's'}", "", *table(rows), ""]
+        lines += ["Where ours loses:", "", *verdict(rows), ""]
+        if notes:
+            lines += ["int8 over the budget of `amiss quantize`:", "", *(f"- {note}" for note in notes), ""]
+    lines += ["## Made with", "", ", ".join(f"{key} {value}" for key, value in versions().items()) + ".", ""]
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    names = ("amiss", "numpy", "torch", "onnxruntime", "scikit-learn", "statsmodels", "TSB-AD")
+    return {"Python": platform.python_version()} | {name: version(name) for name in names} | {"on": platform.machine()}
+
+
+def _seeds(seeds: int) -> str:
+    return "one seed, so no spread is known" if seeds == 1 else f"± is the standard deviation over {seeds} seeds"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="judge only so many recordings of each set")
+    default = os.environ.get("AMISS_DATA") or ROOT.parent / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=Path(default), help="folder of the sets; $AMISS_DATA, ../shared/data")
+    parser.add_argument("--out", type=Path, default=Path("bench-out"))
+    options = parser.parse_args(arguments)
+    sets = options.sets.split(",")
+    if unknown := set(sets) - set(SETS):
+        parser.error(f"no set {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    if options.seeds < 1 or (options.limit or 1) < 1:
+        parser.error("--seeds and --limit are at least 1")
+    whole = set(sets) == set(SETS) and options.limit is None
+    groups = {name: SETS[name](options.data / name, options.limit) for name in sets}
+    encoders = Encoders(options.out / "encoders")
+    tables = {name: run_set(name, found, options.seeds, encoders) for name, found in groups.items()}
+    command = f"python -m benchmarks.detect --sets {options.sets} --seeds {options.seeds}"
+    command += f" --limit {options.limit}" if options.limit else ""
+    about: dict[str, Any] = {"command": command, "versions": versions()}
+    about["sets"] = {
+        name: {row.name: {"mean": {c: row.means(c).tolist() for c in COLUMNS}, "files": row.files} for row in rows}
+        for name, (rows, _) in tables.items()
+    }
+    (options.out / "detect.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    # What is not the whole benchmark does not take the place of its results.
+    target = RESULTS if whole else options.out / "results.md"
+    target.write_text(report(tables, command, options.seeds), "utf-8")
+    for name, (rows, _) in tables.items():
+        print("\n".join([TITLES[name], *table(rows), *verdict(rows), ""]))
+    print(f"{target} and {options.out / 'detect.json'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
