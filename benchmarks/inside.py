@@ -25,7 +25,7 @@ from edge.agent import Agent
 from edge.delivery.outbox import Kind
 from edge.scoring.backends import OUTPUTS, Outputs
 from edge.sensing.decoders import open_decoder
-from edge.sensing.sources import CHUNK_S, SerialSource
+from edge.sensing.sources import SerialSource, collect_s
 from edge.sensing.windows import Windower
 from edge.signal import Float32, Samples
 
@@ -42,8 +42,8 @@ class Interleaved:
     def __init__(self, agent: Agent, shape: Shape) -> None:
         self._agent, self._shape = agent, shape
         self._decoder = open_decoder(agent.config.streams["machine"], agent.bundle.channels, shape.rate_hz)
-        # A read begins with the first byte of a frame and takes what has arrived CHUNK_S later.
-        self.frames_per_chunk = 1 + int(CHUNK_S * shape.rate_hz / shape.frame)
+        # A read begins with the first byte of a frame and takes what has arrived `collect_s` later.
+        self.frames_per_chunk = 1 + int(collect_s(agent.bundle.manifest.hop / shape.rate_hz) * shape.rate_hz / shape.frame)
         manifest = agent.bundle.manifest
         windower = Windower(shape.channels, shape.rate_hz, manifest.window, manifest.hop, manifest.missing)
         n = manifest.window + (READY - 1) * manifest.hop
@@ -148,7 +148,13 @@ def latency(config: Path, shape: Shape) -> dict[str, Any]:
         read_ns = time.monotonic_ns()
         return read_ns
 
-    agent.streams[0].source = SerialSource(agent.config.streams["machine"], agent.bundle.channels, shape.rate_hz, clock=clock)
+    agent.streams[0].source = SerialSource(
+        agent.config.streams["machine"],
+        agent.bundle.channels,
+        shape.rate_hz,
+        clock=clock,
+        collect_s=collect_s(agent.bundle.manifest.hop / shape.rate_hz),
+    )
     put = agent.outbox.put
     noted: list[tuple[bytes, int, int]] = []
 

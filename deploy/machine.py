@@ -34,7 +34,6 @@ class SerialPort:
         except OSError as error:
             self._close()
             raise CannotCreateError(f"{name}: cannot be created: {error.strerror}") from None
-        self.lost_bytes = 0
 
     def write(self, data: bytes) -> None:
         while data:
@@ -43,7 +42,6 @@ class SerialPort:
             except OSError as error:
                 if error.errno != errno.EAGAIN:
                     raise
-                self.lost_bytes += len(data)
                 return
 
     def close(self) -> None:

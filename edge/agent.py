@@ -31,14 +31,12 @@ from edge.errors import SourceLostError, UndeliveredError
 from edge.event import Event
 from edge.operating import system
 from edge.pipeline import Pipeline, Verdicts
-from edge.sensing.sources import CHUNK_S, ReplaySource, SerialSource, Source
+from edge.sensing.sources import ReplaySource, SerialSource, Source, collect_s
 
 log = logging.getLogger("amiss")
 
 REOPEN_S = (0.5, 5.0)
 """First and longest pause before a lost sensor is opened again."""
-LONGEST_CHUNK_S = 0.1
-"""However seldom a window is complete: what an alert may wait for bytes that need not be waited for."""
 FLUSH_S = 10.0
 """How long a stop waits for the broker. What is not delivered by then waits in the outbox for the next start."""
 
@@ -222,9 +220,7 @@ class Agent:
         config, rate_hz = self.config.streams[name], self.bundle.manifest.rate_hz
         if self._replay is not None:
             return ReplaySource(self._replay.paths, self.bundle.channels, self._replay.speed, rate_hz=rate_hz)
-        # Waking up costs a slow stream more than its samples do, and between two windows there is nothing to do with them.
-        hop_s = self.bundle.manifest.hop / rate_hz
-        return SerialSource(config, self.bundle.channels, rate_hz, collect_s=min(max(CHUNK_S, hop_s / 4), LONGEST_CHUNK_S))
+        return SerialSource(config, self.bundle.channels, rate_hz, collect_s=collect_s(self.bundle.manifest.hop / rate_hz))
 
     def _state(self, stream: Stream, verdicts: Verdicts) -> StatePayload:
         offset_ns = stream.source.epoch_offset_ns()

@@ -57,11 +57,6 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     float_bytes: int
     int8_bytes: int
 
-    @property
-    def speedup(self) -> float:
-        """Above 1: int8 is faster."""
-        return self.float_us / self.int8_us
-
     def failures(self, budget: Budget) -> list[str]:
         """What is over budget, one phrase each; empty means int8 may be shipped."""
         found = []

@@ -127,19 +127,6 @@ def read_recording(path: Path) -> Recording:
     return Recording(path.name, tuple(header[i] for i in value_at), time_ns, x, label, units)
 
 
-def read_recordings(paths: Iterable[Path]) -> list[Recording]:
-    """Several recordings of the same channels; raises `DataError` when they differ."""
-    recordings = [read_recording(path) for path in find_recordings(paths)]
-    first = recordings[0]
-    for other in recordings[1:]:
-        if other.channels != first.channels:
-            raise DataError(
-                f"{other.name} has channels {', '.join(other.channels)}, {first.name} has {', '.join(first.channels)}; "
-                "recordings that belong together need the same channels in the same order"
-            )
-    return recordings
-
-
 def match_channels(recording: Recording, channels: Sequence[str]) -> Recording:
     """The recording with a model's channels in the model's order; raises `DataError` when one is absent."""
     if absent := [name for name in channels if name not in recording.channels]:

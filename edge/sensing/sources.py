@@ -27,6 +27,8 @@ from edge.signal import Samples
 
 CHUNK_S = 0.02
 """Bytes are collected for this long: per chunk the decoder costs some 25 µs, whatever is in it."""
+LONGEST_CHUNK_S = 0.1
+"""However seldom a window is complete: what an alert may wait for bytes that need not be waited for."""
 IDLE_S = 0.5
 """However silent the sensor, the caller gets an empty chunk this often: time to ping a watchdog, or to stop."""
 MAX_CHUNK = 256 * 1024
@@ -34,6 +36,14 @@ MAX_CHUNK = 256 * 1024
 keep the caller waiting: at 3 Mbaud this is most of a second."""
 
 _MUCH, _REFILL_S = 2048, 0.002  # who has just emptied half of the driver's buffer waits for it to be filled again
+
+
+def collect_s(hop_s: float) -> float:
+    """How long to collect bytes when a window is complete every `hop_s`.
+
+    Waking up costs a slow stream more than its samples do, and between two windows there is nothing to do with them.
+    """
+    return min(max(CHUNK_S, hop_s / 4), LONGEST_CHUNK_S)
 
 
 class Source(Protocol):

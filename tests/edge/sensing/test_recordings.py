@@ -18,7 +18,6 @@ from edge.sensing.recordings import (
     format_time,
     match_channels,
     read_recording,
-    read_recordings,
     write_recording,
 )
 
@@ -173,13 +172,6 @@ def test_recordings_are_found_in_order_and_what_is_not_there_is_named(tmp_path: 
         find_recordings([tmp_path / "empty"])
     with pytest.raises(NoInputError, match="no such file"):
         read_recording(tmp_path / "absent.csv")
-
-
-def test_recordings_with_other_channels_do_not_belong_together(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("time,x,y\n1,2,3\n")
-    (tmp_path / "b.csv").write_text("time,y,x\n1,2,3\n")
-    with pytest.raises(DataError, match=r"b\.csv has channels y, x, a\.csv has x, y"):
-        read_recordings([tmp_path])
 
 
 def test_channels_are_matched_by_name() -> None:
