@@ -29,7 +29,7 @@ datasets_app = typer.Typer(help="Public recordings to try amiss on.", no_args_is
 app.add_typer(config_app, name="config")
 app.add_typer(datasets_app, name="datasets")
 
-EXTRAS = {"torch": "train", "onnx": "train", "onnxscript": "train", "iotcore": "demo", "matplotlib": "demo"}
+EXTRAS = {"torch": "train", "onnx": "train", "onnxscript": "train", "pyarrow": "train", "iotcore": "demo", "matplotlib": "demo"}
 """Modules that a device does not have, and the extra that brings them."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -345,14 +345,25 @@ def config_show(
 
 
 @datasets_app.command("list")
-def datasets_list(as_json: Json = False) -> None:
-    """What can be fetched, from where and under which license."""
+def datasets_list(
+    out: Annotated[Path, typer.Option(help="Folder that `fetch` puts them in.")] = Path("data"), as_json: Json = False
+) -> None:
+    """What can be fetched, under which license, and what is there already."""
     from trainer import datasets
 
-    rows = [
-        {"name": d.name, "license": d.license, "source": d.source, "files": len(d.files)} for d in datasets.DATASETS.values()
+    keys = ("name", "what", "channels", "rate", "rows", "download_mb", "license", "source")
+    rows = []
+    for name, dataset in datasets.DATASETS.items():
+        there = datasets.fetched(name, out)
+        state = {"fetched": there is not None, "proven": there is not None and there.proven}
+        rows.append({key: getattr(dataset, key) for key in keys} | state)
+    lines = [
+        f"{d['name']:6} {d['channels']:2} channels  {d['rate']:13} {d['rows']:10,} rows  about {d['download_mb']:3.0f} MB  "
+        f"{'fetched' if d['proven'] else 'fetched from a mirror' if d['fetched'] else 'not fetched'}\n"
+        f"       {d['what']}\n       license: {d['license']}"
+        for d in rows
     ]
-    _print(rows, [f"{row['name']:8} {row['files']:3} files  {row['license']}  {row['source']}" for row in rows], as_json)
+    _print(rows, lines, as_json)
 
 
 @datasets_app.command("fetch")
@@ -361,11 +372,19 @@ def datasets_fetch(
     out: Annotated[Path, typer.Option(help="Folder to put it in.")] = Path("data"),
     accept_license: Annotated[bool, typer.Option("--accept-license", help="You have read the license and accept it.")] = False,
 ) -> None:
-    """Fetch a data set from its source, by commit and SHA-256. Continues where it stopped."""
+    """Fetch a data set from its source, prove every byte, and turn it into recordings. Continues where it stopped."""
     from trainer import datasets
+    from trainer.progress import progress
 
-    count = datasets.fetch(name, out, accept_license=accept_license, say=_say)
-    _say(f"{out / name}: {count} files, every SHA-256 as expected")
+    def accept(dataset: datasets.DataSet) -> bool:
+        if accept_license or not sys.stdin.isatty():
+            return accept_license
+        print("Accept this license? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    with progress("fetch") as report:
+        found = datasets.fetch(name, out, accept=accept, say=_say, report=report)
+    _say(f"{out / name}: {len(found.files)} recordings, {found.rows} rows")
 
 
 def main() -> None:
