@@ -7,5 +7,5 @@
 - `encoders`, `pretexts`: one file per idea; `model` puts normalisation, encoder and residual into the exported graph;
 - `train`: the loop (read this first);
 - `evaluate`, `metrics`: labelled recordings through `edge.pipeline`, and figures;
-- `datasets`: public data sets, fetched by commit and SHA-256.
+- `datasets`, `download`, `conversions`: public data sets, fetched by commit, proven, and turned into recordings.
 """

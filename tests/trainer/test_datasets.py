@@ -260,7 +260,7 @@ def test_a_second_call_asks_for_nothing(rig: Callable[[str], Rig]) -> None:
     assert it.origin.asked == []
 
 
-def test_a_lost_or_changed_recording_is_made_again_without_the_network(rig: Callable[[str], Rig]) -> None:
+def test_a_lost_or_changed_recording_is_made_again_without_a_download(rig: Callable[[str], Rig]) -> None:
     it = rig("smd")
     it.get("smd")
     file = it.out / "smd/test/machine-1-2.parquet"
