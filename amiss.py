@@ -376,14 +376,12 @@ def datasets_fetch(
     from trainer import datasets
     from trainer.progress import progress
 
-    def accept(dataset: datasets.DataSet) -> bool:
-        if accept_license or not sys.stdin.isatty():
-            return accept_license
+    _say(datasets.terms(name))
+    if not accept_license and sys.stdin.isatty():  # before the bar, which would swallow the question
         print("Accept this license? [y/N] ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline().strip().lower() in ("y", "yes")
-
+        accept_license = sys.stdin.readline().strip().lower() in ("y", "yes")
     with progress("fetch") as report:
-        found = datasets.fetch(name, out, accept=accept, say=_say, report=report)
+        found = datasets.fetch(name, out, accept_license=accept_license, say=_say, report=report)
     _say(f"{out / name}: {len(found.files)} recordings, {found.rows} rows")
 
 

@@ -105,11 +105,17 @@ def _known() -> dict[str, DataSet]:
 DATASETS = _known()
 
 
+def terms(name: str) -> str:
+    """What a person should read before accepting the license. Raises `UsageError` for an unknown name."""
+    dataset = _named(name)
+    return f"{dataset.title}\n  from     {dataset.source}\n  license  {dataset.license}\n  cite     {dataset.cite}"
+
+
 def fetch(
     name: str,
     dest: Path,
     *,
-    accept: Callable[[DataSet], bool],
+    accept_license: bool = False,
     say: Callable[[str], None] = print,
     report: Report = lambda step: None,
     environ: Mapping[str, str] = os.environ,
@@ -122,12 +128,11 @@ def fetch(
     when the source does not answer, `NoInputError` when a mirror does not have it, `DataError` when something else comes than
     should, `StorageError` and `CannotCreateError` for trouble with the disk.
     """
-    if name not in DATASETS:
-        raise UsageError(f"no data set {name!r}; there are: {', '.join(DATASETS)}")
-    dataset, folder = DATASETS[name], dest / name
-    say(f"{dataset.title}\n  from     {dataset.source}\n  license  {dataset.license}\n  cite     {dataset.cite}")
-    if not accept(dataset):
-        raise AccessError(f"{name}: the license is not accepted; read it at {dataset.source}, then say --accept-license")
+    dataset, folder = _named(name), dest / name
+    if not accept_license:
+        raise AccessError(
+            f"{name}: the license ({dataset.license}) is not accepted; read it at {dataset.source}, then say --accept-license"
+        )
     if dataset.format == "parquet":
         import pyarrow  # noqa: F401  # an absent one should be known before the download, not after
     mirror = _mirror(environ)
@@ -145,6 +150,12 @@ def fetch(
     if not proven:
         say(f"  taken from {mirror} on trust: not compared with the commit")
     return result
+
+
+def _named(name: str) -> DataSet:
+    if name not in DATASETS:
+        raise UsageError(f"no data set {name!r}; there are: {', '.join(DATASETS)}")
+    return DATASETS[name]
 
 
 def fetched(name: str, dest: Path) -> Fetched | None:

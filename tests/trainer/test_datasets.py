@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ def small_femto() -> tuple[dict[str, bytes], dict[str, bytes]]:
 
 
 def small_nab() -> tuple[dict[str, bytes], dict[str, bytes]]:
-    published, excerpt = {"data/realTweets/x.csv": b"not wanted"}, {}
+    published, excerpt = {"data/realTweets/x.csv": b"not wanted", "data/realKnownCause/deep.csv/x.csv": b"not wanted"}, {}
     windows = {"realKnownCause/a.csv": [["2014-01-02 01:00:00.000000", "2014-01-02 03:00:00.000000"]], "realTweets/x.csv": []}
     hours = [f"2014-01-0{day} {hour:02}:00:00" for day in (1, 2) for hour in range(24)]
     hours.insert(31, "2014-01-02 05:30:00")  # an hour told twice
@@ -103,7 +104,7 @@ class Rig(SimpleNamespace):
 
     def get(self, name: str, mirror: Path | str | None = None, out: Path | None = None) -> Fetched:
         environ = {} if mirror is None else {"AMISS_DATASETS": str(mirror)}
-        return fetch(name, out or self.out, accept=lambda _: True, say=lambda _: None, environ=environ, sleep=lambda _: None)
+        return fetch(name, out or self.out, accept_license=True, say=lambda _: None, environ=environ, sleep=lambda _: None)
 
 
 @pytest.fixture
@@ -379,12 +380,10 @@ def test_a_set_that_is_listed_file_by_file_needs_no_git(
         it.get("skab", it.out, tmp_path / "tampered")
 
 
-def test_the_license_is_shown_and_nothing_happens_before_it_is_accepted(rig: Callable[[str], Rig]) -> None:
+def test_nothing_happens_before_the_license_is_accepted(rig: Callable[[str], Rig]) -> None:
     it = rig("smd")
-    said: list[str] = []
-    with pytest.raises(AccessError, match="--accept-license"):
-        fetch("smd", it.out, accept=lambda dataset: False, say=said.append, environ={})
-    assert "MIT" in said[0]
+    with pytest.raises(AccessError, match=r"\(MIT\) is not accepted.*--accept-license"):
+        fetch("smd", it.out, environ={})
     assert not it.out.exists()
     assert it.origin.asked == []
 
@@ -415,35 +414,41 @@ def test_a_commit_without_the_files_is_one_line(
 # The verbs
 
 
-def amiss(*arguments: str | Path, mirror: Path, stdin: int | None = None) -> subprocess.CompletedProcess[str]:
+def amiss(*arguments: str | Path, mirror: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "amiss", "datasets", *map(str, arguments)]
     environ = {**os.environ, "AMISS_DATASETS": str(mirror)}
-    return subprocess.run(
-        command, env=environ, stdin=subprocess.DEVNULL if stdin is None else stdin, capture_output=True, text=True
-    )
+    return subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 77), ("\n", 77)])
-def test_on_a_terminal_it_asks(answer: str, code: int, tmp_path: Path) -> None:
-    mirror = write(tmp_path / "mirror", small_nab()[1])
+def test_on_a_terminal_it_asks_and_waits(answer: str, code: int, tmp_path: Path) -> None:
+    mirror, out = write(tmp_path / "mirror", small_nab()[1]), tmp_path / "out"
     ours, theirs = pty.openpty()
-    try:
-        os.write(ours, answer.encode())
-        done = amiss("fetch", "nab", "--out", tmp_path / "out", mirror=mirror, stdin=theirs)
-    finally:
-        os.close(ours)
-        os.close(theirs)
-    assert done.returncode == code, done.stderr
-    assert "license  MIT" in done.stderr
-    assert "Accept this license? [y/N]" in done.stderr
-    assert done.stdout == ""
-    assert (tmp_path / "out/nab/train/a.csv").exists() == (code == 0)
+    command = [sys.executable, "-m", "amiss", "datasets", "fetch", "nab", "--out", str(out)]
+    environ = {**os.environ, "AMISS_DATASETS": str(mirror)}
+    with subprocess.Popen(command, env=environ, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs) as running:
+        try:
+            shown = ""
+            while "[y/N]" not in shown:
+                assert select.select([ours], [], [], 30)[0], shown
+                shown += os.read(ours, 4096).decode()
+            assert "license  MIT" in shown
+            assert not out.exists()
+            os.write(ours, answer.encode())
+            stdout, _ = running.communicate(timeout=30)
+        finally:
+            running.kill()
+            os.close(ours)
+            os.close(theirs)
+    assert (running.returncode, stdout) == (code, b"")
+    assert (out / "nab/train/a.csv").exists() == (code == 0)
 
 
 def test_elsewhere_it_wants_the_option_and_the_list_says_what_is_there(tmp_path: Path) -> None:
     mirror, out = write(tmp_path / "mirror", small_nab()[1]), tmp_path / "out"
     refused = amiss("fetch", "nab", "--out", out, mirror=mirror)
     assert (refused.returncode, out.exists()) == (77, False)
+    assert "license  MIT" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert amiss("fetch", "nab", "--out", out, "--accept-license", mirror=mirror).returncode == 0
     rows = json.loads(amiss("list", "--out", out, "--json", mirror=mirror).stdout)
@@ -477,7 +482,7 @@ def test_from_the_real_mirror(name: str, count: int, rows: int, tmp_path: Path) 
     environ = {"AMISS_DATASETS": str(skab.folder().parent)}
     if name != "skab" and not any(skab.folder().parent.glob(DATASETS[name].excerpt[0])):
         pytest.skip(f"{name} is not at {skab.folder().parent}: NOT TESTED on the real one")
-    result = fetch(name, tmp_path, accept=lambda _: True, say=lambda _: None, environ=environ)
+    result = fetch(name, tmp_path, accept_license=True, say=lambda _: None, environ=environ)
     assert (len(result.files), result.rows) == (count, rows)
     for recording in recordings(tmp_path / name).values():
         assert np.all(np.diff(recording.time_ns) > 0)
