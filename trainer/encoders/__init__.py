@@ -5,7 +5,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from trainer.encoders.conv import Convolutional
+from trainer.encoders.random import Random
+from trainer.encoders.recurrent import Recurrent
 from trainer.encoders.tcn import Tcn
+from trainer.encoders.transformer import PatchTransformer
 from trainer.recipes import EncoderRecipe
 
 
@@ -21,5 +25,12 @@ class Encoder(Protocol):
         """(B, C, N) → (B, D, T), for every N that is at least one stride."""
 
 
-ENCODERS: dict[str, Callable[[int, EncoderRecipe], Tcn]] = {"tcn": Tcn}
+ENCODERS: dict[str, Callable[[int, EncoderRecipe], Encoder]] = {
+    "tcn": Tcn,
+    "transformer": PatchTransformer,
+    "lstm": Recurrent,
+    "gru": Recurrent,
+    "conv": Convolutional,
+    "random": Random,
+}
 """kind → constructor from the number of channels and the recipe."""
