@@ -22,10 +22,9 @@ FLOAT_WEIGHTS = "encoder.project."
 """How the names of weights begin. The projection has few weights, and every error of its is one of the score."""
 RECURRENT = {
     "GRU": "ONNX Runtime has no GRU in int8",
-    "LSTM": "ONNX Runtime's int8 LSTM takes its ranges from all windows of a batch at once, "
-    "so that a window's score would depend on those beside it",
+    "LSTM": "ONNX Runtime's int8 LSTM takes its ranges from the whole batch; a window's score would depend on its neighbours",
 }
-"""Why what holds one of these stays float altogether: its convolutions alone are a fifth of the weights."""
+"""Why what holds one of these stays float altogether: its convolutions alone would make the file but a fifth smaller."""
 
 
 def quantize_int8(model: Path, windows: Float32, out: Path) -> None:

@@ -31,7 +31,7 @@ def check_encoder(make: Callable[[int], Encoder]) -> None:
         encoder = make(channels)
         assert isinstance(encoder, nn.Module), "an encoder is a torch.nn.Module"
         encoder.eval()
-        for length in (LENGTH, LENGTH + 1, 4 * LENGTH):
+        for length in (encoder.stride, LENGTH, LENGTH + 1, LENGTH + 3, 4 * LENGTH):
             with torch.no_grad():
                 encoded = encoder(rhythm(2, channels, length))
             steps = -(-length // encoder.stride)

@@ -26,7 +26,7 @@ def test_every_kind_exports_and_survives_int8_or_says_why_not(
     encoder: str, others: bool, separable: bool, tmp_path: Path
 ) -> None:
     # With fewer weights than that the int8 file would not be the smaller one.
-    width, depth = 32 if separable or encoder == "transformer" else 16, 3 if "tcn" in encoder else 2
+    width, depth = 32 if separable or encoder == "transformer" else 16, 3 if encoder == "tcn" else 2
     recipe = Recipe(
         encoder=EncoderRecipe(kind=encoder, width=width, depth=depth, embedding=8, separable=separable),  # type: ignore[arg-type]
         pretext=PretextRecipe(weights=PretextWeights(**dict.fromkeys(PRETEXTS, 1.0)) if others else PretextWeights()),

@@ -14,7 +14,10 @@ from trainer.recipes import EncoderRecipe
 
 
 class Encoder(Protocol):
-    """A `torch.nn.Module`. What is to stay float in int8 is a submodule whose name is `project`."""
+    """A `torch.nn.Module`. What is to stay float in int8 is a submodule whose name is `project`.
+
+    In evaluation mode the map of a window depends on that window alone, whatever else is in the batch.
+    """
 
     dimension: int
     """D."""
