@@ -193,7 +193,7 @@ class Encoders:
             path = self.out / f"{run.name}-{key}-{precision}.amiss"
             if not path.exists():
                 made = quantize(run, path, precision=precision, budget=ANY, name=name)
-                if failures := made.parity.failures(STATED):
+                if made.parity and (failures := made.parity.failures(STATED)):
                     path.with_suffix(".txt").write_text("; ".join(failures) + "\n", "utf-8")
             found[precision] = path
         return found

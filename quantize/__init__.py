@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edge.errors import GateError
 from quantize.parity import Budget, Parity
 
 if TYPE_CHECKING:
@@ -36,11 +37,14 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
     model_bytes: int
     bundle_bytes: int
     calibration_windows: int
-    parity: Parity
+    parity: Parity | None
+    """`None` when there is no int8 model to compare, see `reason`."""
 
     def table(self) -> dict[str, str]:
         """For a person, one line an entry."""
         p = self.parity
+        if p is None:
+            return {"size": f"{self.model_bytes / 1000:.0f} kB in float; the bundle {self.bundle_bytes / 1000:.0f} kB"}
         return {
             "size": f"{p.int8_bytes / 1000:.0f} kB in int8, {p.float_bytes / 1000:.0f} kB in float; "
             f"the bundle {self.bundle_bytes / 1000:.0f} kB",
@@ -70,8 +74,8 @@ def quantize(
 ) -> Quantized:
     """Write the bundle `out` from the training run `run`, whole or not at all.
 
-    `auto` ships int8 unless it is over budget, and says why; `int8` raises `GateError` in that case. Raises `NoInputError`,
-    `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
+    `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. Raises
+    `NoInputError`, `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
     """
     # Here and not above: the other modules of this package are imported through it, and they do without torch.
     from quantize.export import export
@@ -93,11 +97,17 @@ def quantize(
         float_path, int8_path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         tell(1, "exporting to ONNX")
         exported = export(detector, calibration[:64], float_path)
+        models = {"float32": float_path.read_bytes()}
         tell(2, "choosing int8 ranges")
-        quantize_int8(float_path, representative(fit), int8_path)
-        models = {"float32": float_path.read_bytes(), "int8": int8_path.read_bytes()}
-    tell(3, "comparing int8 with float")
-    measured = compare(models["float32"], models["int8"], fit, calibration, info.recipe.scorer)
+        measured: Parity | str
+        try:
+            quantize_int8(float_path, representative(fit), int8_path)
+        except GateError as error:
+            measured = str(error)
+        else:
+            models["int8"] = int8_path.read_bytes()
+            tell(3, "comparing int8 with float")
+            measured = compare(models["float32"], models["int8"], fit, calibration, info.recipe.scorer)
     shipped, reason = choose(measured, precision, budget or Budget())
     tell(4, "packing")
     about = Description(
@@ -112,14 +122,7 @@ def quantize(
         precision=shipped,
         precision_reason=reason,
         lineage=lineage(run, info),
-        metrics={
-            "embedding_error": measured.embedding_error,
-            "rank_correlation": measured.rank_correlation,
-            "verdict_flips": measured.flips,
-            "float_bytes": measured.float_bytes,
-            "int8_bytes": measured.int8_bytes,
-            "parameters": info.parameters,
-        },
+        metrics=_metrics(measured) | {"float_bytes": len(models["float32"]), "parameters": info.parameters},
     )
     digest = pack(out, models[shipped], fit, calibration, about)
     tell(5, "done")
@@ -133,14 +136,32 @@ def quantize(
         model_bytes=len(models[shipped]),
         bundle_bytes=out.stat().st_size,
         calibration_windows=len(calibration),
-        parity=measured,
+        parity=None if isinstance(measured, str) else measured,
     )
 
 
-def choose(measured: Parity, precision: Literal["auto", "int8", "float32"], budget: Budget) -> tuple[str, str]:
-    """Precision to ship, and why. Raises `GateError` when `int8` was asked for and is over budget."""
+def _metrics(measured: Parity | str) -> dict[str, float]:
+    if isinstance(measured, str):
+        return {}
+    return {
+        "embedding_error": measured.embedding_error,
+        "rank_correlation": measured.rank_correlation,
+        "verdict_flips": measured.flips,
+        "int8_bytes": measured.int8_bytes,
+    }
+
+
+def choose(measured: Parity | str, precision: Literal["auto", "int8", "float32"], budget: Budget) -> tuple[str, str]:
+    """Precision to ship, and why. Without an int8 model `measured` is the reason.
+
+    Raises `GateError` when `int8` was asked for and there is none, or it is over budget.
+    """
     if precision == "float32":
         return "float32", "asked for"
+    if isinstance(measured, str):
+        if precision == "int8":
+            raise GateError(f"no int8 model: {measured}")
+        return "float32", measured
     if precision == "int8":
         measured.require(budget)
     if failures := measured.failures(budget):
@@ -158,6 +179,7 @@ def lineage(run: Path, info: "RunInfo") -> dict[str, str]:
 
     found = {
         "program": info.version,
+        "encoder": info.recipe.encoder.kind,
         "torch": info.torch,
         "onnxruntime": onnxruntime.__version__,
         "seed": str(info.recipe.training.seed),

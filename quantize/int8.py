@@ -1,8 +1,9 @@
 """fp32 ONNX → int8 ONNX.
 
-The encoder's convolutions and the sums between them become int8: one conversion in, one out. Normalisation, pooling, the last
-projection and the heads of the pretext stay float. Activations are unsigned: on x86 signed ones are slower than float.
-QOperator, not QDQ: in QDQ form ONNX Runtime quantizes the float consumers of a tensor too when another consumer asks for it.
+The encoder's convolutions and the sums between them become int8; in a TCN that is one conversion in, one out. Normalisation,
+attention, pooling, the last projection and the heads of the pretext stay float; a recurrent encoder does altogether.
+Activations are unsigned: on x86 signed ones are slower than float. QOperator, not QDQ: in QDQ form ONNX Runtime quantizes the
+float consumers of a tensor too when another consumer asks for it.
 """
 
 import logging
@@ -19,19 +20,27 @@ from quantize.ranges import WindowReader
 INT8_WEIGHTS = "encoder."
 FLOAT_WEIGHTS = "encoder.project."
 """How the names of weights begin. The projection has few weights, and every error of its is one of the score."""
+RECURRENT = {
+    "GRU": "ONNX Runtime has no GRU in int8",
+    "LSTM": "ONNX Runtime's int8 LSTM takes its ranges from the whole batch; a window's score would depend on its neighbours",
+}
+"""Why what holds one of these stays float altogether: its convolutions alone would make the file but a fifth smaller."""
 
 
 def quantize_int8(model: Path, windows: Float32, out: Path) -> None:
     """Write `out` with activation ranges from `windows` (B, C, N), see `quantize.ranges.representative`.
 
-    Raises `GateError` when the model has nothing to quantize.
+    Raises `GateError` with the reason when the model is to stay float.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     graph = onnx.load(str(model)).graph
+    for kind, reason in RECURRENT.items():
+        if any(node.op_type == kind for node in graph.node):
+            raise GateError(f"stays float: {reason}")
     nodes = convolutions(graph)
     if not nodes:
-        raise GateError(f"{model.name} has no convolution to quantize; ship it as float")
+        raise GateError("stays float: it has no convolution to quantize")
     with tempfile.TemporaryDirectory(prefix="amiss-int8-") as folder:
         shaped = Path(folder) / "shaped.onnx"
         # Shapes are what lets the quantizer see which sums join two quantized tensors.

@@ -19,22 +19,47 @@ Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Weight = Annotated[float, Meta(ge=0, le=1000)]
+Size = Literal["5k", "20k", "30k", "50k", "200k"]
+DEFAULT_SIZE: Size = "30k"
+_CONVOLUTIONS: dict[Size, tuple[int, int]] = {"5k": (24, 2), "20k": (40, 4), "30k": (48, 4), "50k": (64, 4), "200k": (128, 4)}
+SIZES: dict[str, dict[Size, tuple[int, int]]] = {
+    "tcn": _CONVOLUTIONS,
+    "random": _CONVOLUTIONS,
+    "conv": _CONVOLUTIONS,
+    "transformer": {"5k": (16, 2), "20k": (32, 2), "30k": (40, 2), "50k": (52, 2), "200k": (88, 3)},
+    "lstm": {"5k": (18, 1), "20k": (40, 1), "30k": (48, 1), "50k": (64, 1), "200k": (128, 1)},
+    "gru": {"5k": (20, 1), "20k": (44, 1), "30k": (54, 1), "50k": (72, 1), "200k": (144, 1)},
+}
+"""kind → size → width and depth that give about so many parameters to an encoder of 8 channels, all else at its default. Runs
+keep the name of their size, so a row that is changed makes the checkpoints of those that have it unreadable."""
+HEADS = 4
+"""Of the transformer's attention; its width is a multiple of it."""
 
 
 class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    kind: Literal["tcn"] = "tcn"
-    width: Annotated[int, Meta(ge=4, le=512)] = 48
+    kind: Literal["tcn", "transformer", "lstm", "gru", "conv", "random"] = "tcn"
+    """`random` is the control: a TCN whose weights stay as they were drawn."""
+    size: Size | None = None
+    """About so many parameters: sets width and depth. `None`: 30k, except for what `width` and `depth` say."""
+    width: Annotated[int, Meta(ge=4, le=512)] | None = None
     """Channels inside the encoder. Below 48, int8 on a desktop processor is no faster than float."""
-    depth: Annotated[int, Meta(ge=1, le=12)] = 4
-    """Blocks; the n-th looks 2ⁿ⁻¹ times as far as the first."""
+    depth: Annotated[int, Meta(ge=1, le=12)] | None = None
+    """Blocks or layers; the n-th block of a TCN looks 2ⁿ⁻¹ times as far as the first."""
     kernel: Annotated[int, Meta(ge=1, le=31)] = 3
-    """Taps of each convolution in time; odd."""
+    """Taps of each convolution in time; odd. Recurrent encoders and the transformer have none."""
     embedding: Annotated[int, Meta(ge=2, le=256)] = 16
     """D, values a step of the encoder."""
     separable: bool = False
-    """Depthwise-separable convolutions: a quarter of the weights, but slower in int8 (docs/adr/0004-convolutions.md)."""
+    """Depthwise-separable convolutions: a quarter of the weights, but slower in int8 (docs/adr/0004-convolutions.md). In a TCN
+    only."""
     stride: Literal[2, 4, 8] = 4
     """Samples per step of the encoder: T = N / stride."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Width and depth."""
+        width, depth = SIZES[self.kind][self.size or DEFAULT_SIZE]
+        return self.width or width, self.depth or depth
 
 
 class PretextWeights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,8 +159,8 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
         message, _, at = str(error).partition(" - at `$")
         key = at.rstrip("`").lstrip(".")
         raise ConfigError(f"{where}: {key + ': ' if key else ''}{message[0].lower()}{message[1:]}") from None
-    if recipe.encoder.kernel % 2 == 0:
-        raise ConfigError(f"{where}: encoder.kernel: {recipe.encoder.kernel} is even; take {recipe.encoder.kernel + 1}")
+    if wrong := contradiction(recipe.encoder):
+        raise ConfigError(f"{where}: encoder.{wrong}")
     if recipe.hop_samples > recipe.window:
         raise ConfigError(
             f"{where}: hop: {recipe.hop} leaves samples between windows of {recipe.window} that nobody would look at"
@@ -150,6 +175,25 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
             f"take {2 * recipe.encoder.stride} or more"
         )
     return recipe
+
+
+def contradiction(encoder: EncoderRecipe) -> str | None:
+    """Key and reason, in one line, when what the keys say cannot be had together."""
+    kind = encoder.kind
+    if encoder.kernel % 2 == 0:
+        return f"kernel: {encoder.kernel} is even; take {encoder.kernel + 1}"
+    if encoder.size is not None and (encoder.width is not None or encoder.depth is not None):
+        width, depth = SIZES[kind][encoder.size]
+        return f"size: {encoder.size} is width {width} and depth {depth} for {kind}; say either the size or width and depth"
+    if encoder.separable and kind not in ("tcn", "random"):
+        return f"separable: {kind} has no separable convolutions, tcn has; leave it out"
+    if encoder.kernel != EncoderRecipe().kernel and kind in ("transformer", "lstm", "gru"):
+        return f"kernel: {kind} has no convolutions to give it to; leave it out"
+    if kind == "transformer" and encoder.shape[0] % HEADS:
+        return (
+            f"width: {encoder.shape[0]} does not divide among {HEADS} heads; take {encoder.shape[0] // HEADS * HEADS + HEADS}"
+        )
+    return None
 
 
 def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:

@@ -31,7 +31,7 @@ def check_encoder(make: Callable[[int], Encoder]) -> None:
         encoder = make(channels)
         assert isinstance(encoder, nn.Module), "an encoder is a torch.nn.Module"
         encoder.eval()
-        for length in (LENGTH, LENGTH + 1, 4 * LENGTH):
+        for length in (encoder.stride, LENGTH, LENGTH + 1, LENGTH + 3, 4 * LENGTH):
             with torch.no_grad():
                 encoded = encoder(rhythm(2, channels, length))
             steps = -(-length // encoder.stride)
@@ -43,6 +43,17 @@ def check_encoder(make: Callable[[int], Encoder]) -> None:
     assert x.grad is not None, "no gradient reaches the window"
     assert (x.grad.abs().sum(dim=0) > 0).any(dim=1).all(), "a channel has no influence"
     _require_gradients(encoder)
+    assert isinstance(encoder, nn.Module)
+    encoder.eval()
+    with torch.no_grad():
+        x = rhythm(8)
+        together = encoder(x)
+        assert torch.equal(encoder(x), together), "the same windows give another map the second time"
+        # What a device says of a window must not hang on what else happened to be waiting.
+        strange = torch.cat([x[:1], 10 * x[1:].sign()])
+        for other, what in ((x[:1], "alone"), (strange, "beside strange ones")):
+            assert torch.allclose(encoder(other)[:1], together[:1], rtol=1e-4, atol=1e-5), f"a window {what} gives another map"
+        assert torch.isfinite(encoder(torch.zeros_like(x))).all(), "windows that stand still give a map that is not finite"
 
 
 def check_pretext(make: Callable[[int, Encoder], Pretext], steps: int = 20) -> None:
@@ -83,6 +94,11 @@ def check_pretext(make: Callable[[int, Encoder], Pretext], steps: int = 20) -> N
 
 
 def _require_gradients(encoder: Encoder) -> None:
+    """Of all its weights, or of none at all when it is a control that is not trained."""
     assert isinstance(encoder, nn.Module)
+    frozen = [name for name, p in encoder.named_parameters() if not p.requires_grad]
+    if len(frozen) == len(list(encoder.parameters())):
+        return
+    assert not frozen, f"{', '.join(frozen)} would never be trained"
     without = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not without, f"no gradient reaches {', '.join(without)}"

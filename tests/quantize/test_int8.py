@@ -89,8 +89,38 @@ def test_nothing_to_quantize_is_told(tmp_path: Path) -> None:
     output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", 2, 8])
     graph = helper.make_graph([helper.make_node("Abs", ["window"], ["embedding"])], "abs", [window], [output])
     onnx.save(helper.make_model(graph, ir_version=9), str(tmp_path / "abs.onnx"))
-    with pytest.raises(GateError, match="no convolution to quantize"):
+    with pytest.raises(GateError, match="stays float: it has no convolution to quantize"):
         quantize_int8(tmp_path / "abs.onnx", np.zeros((4, 2, 8), np.float32), tmp_path / "out.onnx")
+
+
+def test_an_int8_lstm_judges_a_window_by_its_neighbours(tmp_path: Path) -> None:
+    """Why one is refused. Should this fail with a newer ONNX Runtime, `RECURRENT` is to be thought about again."""
+    import onnxruntime  # here: `edge` has to be first, which turns its telemetry off
+    from onnxruntime.quantization import quantize_dynamic
+
+    rng = np.random.default_rng(0)
+    steps, width = 8, 16
+    weights = {"w": (1, 4 * width, width), "r": (1, 4 * width, width)}
+    arrays = [onnx.numpy_helper.from_array(rng.normal(0, 0.3, s).astype(np.float32), n) for n, s in weights.items()]
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], name="lstm", hidden_size=width)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [steps, "batch", width])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [steps, 1, "batch", width])
+    graph = helper.make_graph([node], "lstm", [x], [y], arrays)
+    opset = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, ir_version=9, opset_imports=opset), str(tmp_path / "float.onnx"))
+    quantize_dynamic(str(tmp_path / "float.onnx"), str(tmp_path / "int8.onnx"), op_types_to_quantize=["LSTM"])
+    window = rng.normal(size=(steps, 1, width)).astype(np.float32)
+    beside = np.concatenate([window, 10 * window[::-1]], axis=1)
+
+    def difference(name: str) -> float:
+        session = onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
+        alone, together = (session.run(None, {"x": x})[0][:, :, 0] for x in (window, beside))
+        return float(np.abs(alone - together).max() / np.abs(alone).max())
+
+    assert difference("float.onnx") < 1e-5
+    assert difference("int8.onnx") > 1e-2
+    with pytest.raises(GateError, match=r"stays float: .* LSTM"):
+        quantize_int8(tmp_path / "float.onnx", np.zeros((4, 2, 8), np.float32), tmp_path / "out.onnx")
 
 
 def test_rank_correlation() -> None:

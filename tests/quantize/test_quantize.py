@@ -13,11 +13,14 @@ import quantize as package
 from edge.bundle import Bundle
 from edge.errors import DataError, GateError, NoInputError
 from edge.scoring.scorers import features
+from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from quantize import Quantized, choose, quantize
 from quantize.parity import Budget, Parity
 from trainer.evaluate import evaluate
 from trainer.progress import Step
+from trainer.recipes import Recipe, apply_overrides
+from trainer.train import train
 
 # Speed is another matter on every machine, and so it is no matter here.
 PATIENT = Budget(unnoticed_us=1e9)
@@ -81,8 +84,6 @@ def test_the_same_run_gives_the_same_bytes(
 
 
 def test_a_fault_is_seen_and_judged(made: tuple[Path, Quantized, list[Step]], tmp_path: Path) -> None:
-    from edge.sensing.recordings import write_recording
-
     write_recording(tmp_path / "fault.csv", simulate(60, seed=1, rate_hz=50, fault="imbalance", fault_at_s=30.0, severity=3.0))
     found = evaluate(made[0], [tmp_path])
     assert found.event_recall == 1
@@ -127,13 +128,32 @@ def test_choose() -> None:
         int8_bytes=1,
     )
     assert choose(good, "auto", Budget())[0] == "int8"
-    assert choose(good, "float32", Budget()) == ("float32", "asked for")
+    assert choose(good, "float32", Budget()) == choose("none", "float32", Budget()) == ("float32", "asked for")
+    assert choose("none", "auto", Budget()) == ("float32", "none")
     slow = msgspec.structs.replace(good, int8_us=150.0)
     precision, reason = choose(slow, "auto", Budget())
     assert precision == "float32"
     assert "150 µs" in reason
     with pytest.raises(GateError):
         choose(slow, "int8", Budget())
+
+
+def test_without_an_int8_model_float_is_shipped_and_says_why(tmp_path: Path) -> None:
+    write_recording(tmp_path / "normal.csv", simulate(60, seed=1, rate_hz=50))
+    recipe = apply_overrides(Recipe(), ["training.steps=2", "encoder.kind=gru", "encoder.size=5k"])
+    train(recipe, [tmp_path / "normal.csv"], tmp_path / "run")
+    result = quantize(tmp_path / "run", tmp_path / "gru.amiss")
+    assert (result.precision, result.parity) == ("float32", None)
+    assert "no GRU in int8" in result.reason
+    assert all("\n" not in line for line in result.lines())
+    bundle = Bundle.open(tmp_path / "gru.amiss")
+    assert bundle.self_test().worst == 0
+    assert bundle.manifest.precision_reason == result.reason
+    assert bundle.manifest.lineage["encoder"] == "gru"
+    assert "int8_bytes" not in bundle.manifest.metrics
+    with pytest.raises(GateError, match="no int8 model: stays float"):
+        quantize(tmp_path / "run", tmp_path / "none.amiss", precision="int8")
+    assert not (tmp_path / "none.amiss").exists()
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -14,10 +14,15 @@ from trainer.testing import check_encoder, check_pretext, rhythm
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-@pytest.mark.parametrize(("stride", "separable"), [(2, False), (4, False), (8, False), (4, True)])
-def test_encoder(kind: str, stride: int, separable: bool) -> None:
-    recipe = EncoderRecipe(width=16, depth=3, embedding=8, stride=stride, separable=separable)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("stride", "depth"), [(2, 2), (4, 1), (8, 3)])
+def test_encoder(kind: str, stride: int, depth: int) -> None:
+    recipe = EncoderRecipe(kind=kind, width=16, depth=depth, embedding=8, stride=stride)  # type: ignore[arg-type]
     check_encoder(lambda channels: ENCODERS[kind](channels, recipe))
+
+
+def test_separable_encoder() -> None:
+    recipe = EncoderRecipe(width=16, depth=3, embedding=8, separable=True)
+    check_encoder(lambda channels: ENCODERS["tcn"](channels, recipe))
 
 
 class Beside(Masked):
@@ -98,6 +103,57 @@ def test_the_checks_notice_an_encoder_that_forgets_a_channel() -> None:
 
     with pytest.raises(AssertionError, match="a channel has no influence"):
         check_encoder(lambda channels: Blind())
+
+
+class Steps(nn.Module):
+    """An encoder that owes nothing; what a test changes is what the checks are to notice."""
+
+    dimension, stride = 4, 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.project = nn.Conv1d(channels, 4, 1), nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.first(x))  # type: ignore[no-any-return]
+
+
+class Normalising(Steps):
+    """By what is in the batch, in evaluation too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / (x.std() + 1e-3))
+
+
+class Forgetful(Steps):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.1))
+
+
+class HalfFrozen(Steps):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.first.requires_grad_(False)
+
+
+class DividesByNothing(Steps):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / x.std(2, keepdim=True, correction=0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (Normalising, "gives another map"),
+        (Forgetful, "the second time"),
+        (HalfFrozen, r"first\.weight, first\.bias would never be trained"),
+        (DividesByNothing, "stand still"),
+    ],
+)
+def test_the_checks_notice_an_encoder_that_is(wrong: type[Steps], told: str) -> None:
+    check_encoder(lambda channels: Steps(channels))
+    with pytest.raises(AssertionError, match=told), torch.random.fork_rng(devices=[]):
+        check_encoder(lambda channels: wrong(channels))
 
 
 def test_masks_hide_about_the_share_they_are_told_to() -> None:

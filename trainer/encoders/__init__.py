@@ -5,12 +5,19 @@ from typing import Protocol
 
 from torch import Tensor
 
+from trainer.encoders.conv import Convolutional
+from trainer.encoders.random import Random
+from trainer.encoders.recurrent import Recurrent
 from trainer.encoders.tcn import Tcn
+from trainer.encoders.transformer import PatchTransformer
 from trainer.recipes import EncoderRecipe
 
 
 class Encoder(Protocol):
-    """A `torch.nn.Module`. What is to stay float in int8 is a submodule whose name is `project`."""
+    """A `torch.nn.Module`. What is to stay float in int8 is a submodule whose name is `project`.
+
+    In evaluation mode the map of a window depends on that window alone, whatever else is in the batch.
+    """
 
     dimension: int
     """D."""
@@ -21,5 +28,12 @@ class Encoder(Protocol):
         """(B, C, N) → (B, D, T), for every N that is at least one stride."""
 
 
-ENCODERS: dict[str, Callable[[int, EncoderRecipe], Tcn]] = {"tcn": Tcn}
+ENCODERS: dict[str, Callable[[int, EncoderRecipe], Encoder]] = {
+    "tcn": Tcn,
+    "transformer": PatchTransformer,
+    "lstm": Recurrent,
+    "gru": Recurrent,
+    "conv": Convolutional,
+    "random": Random,
+}
 """kind → constructor from the number of channels and the recipe."""

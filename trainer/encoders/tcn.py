@@ -66,10 +66,10 @@ class Tcn(nn.Module):
         super().__init__()
         self.dimension: int = recipe.embedding
         self.stride: int = recipe.stride
-        width, kernel = recipe.width, recipe.kernel
+        (width, depth), kernel = recipe.shape, recipe.kernel
         self.stem = nn.Sequential(convolution(channels, width, STEM_KERNEL, stride=2), nn.ReLU())
         halvings = recipe.stride.bit_length() - 2  # what is left of the stride behind the stem
-        places = [(2, 1)] * halvings + [(1, 2**i) for i in range(max(0, recipe.depth - halvings))]
+        places = [(2, 1)] * halvings + [(1, 2**i) for i in range(max(0, depth - halvings))]
         blocks = [
             Block(width, kernel, stride=stride, dilation=dilation, separable=recipe.separable) for stride, dilation in places
         ]
