@@ -242,6 +242,28 @@ def test_a_run_that_is_none(run: Run, tmp_path: Path) -> None:
     assert "`amiss train` makes one" in err.splitlines()[-1]
 
 
+def test_parquet_on_a_device_is_one_line(run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = recording(tmp_path / "r.parquet"), tmp_path / "s.csv"
+    assert run("score", bundle, source, "--out", out)[0] == 0, "the control"
+    out.unlink()
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyarrow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [NoPyarrow(), *sys.meta_path])
+    code, _, err = run("score", bundle, source, "--out", out)
+    assert (code, err.count("\n")) == (69, 1)
+    assert "needs pyarrow" in err
+    assert "pip install 'amiss[train]'" in err
+    assert not out.exists()
+
+
+class NoPyarrow:
+    """As where it is not installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.split(".")[0] == "pyarrow":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
 # From recordings to a judged bundle
 
 

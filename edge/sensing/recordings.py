@@ -1,25 +1,36 @@
-"""Recordings on disk: CSV (optionally .gz) with a time column, one column per channel and an optional label column."""
+"""Recordings on disk: CSV (optionally .gz) or Parquet, with a time column, one column per channel and an optional label column.
+
+Parquet takes pyarrow, which a device does not have; it is imported when such a file is met and not before.
+"""
 
 import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edge.errors import DataError, NoInputError
 from edge.files import at_once
-from edge.signal import Float32, Int64, Samples
+from edge.signal import Float32, Float64, Int64, Samples
+
+if TYPE_CHECKING:
+    import pyarrow
 
 TIME_NAMES = ("time", "timestamp", "datetime")
 LABEL_NAMES = ("label", "anomaly", "changepoint", "window_label")
 """Never channels. The first that is present is the label; labels are for judging, no training ever sees them."""
-SUFFIXES = (".csv", ".csv.gz")
+PARQUET = ".parquet"
+SUFFIXES = (".csv", ".csv.gz", PARQUET)
+ROWS_PER_PART = 65536
+"""What is read at a time: as text in Python some ten megabytes for each channel."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TIME_S = 9e9  # the year 2255; in nanoseconds it still fits an int64
@@ -78,53 +89,41 @@ def find_recordings(paths: Iterable[Path]) -> list[Path]:
 def read_recording(path: Path) -> Recording:
     """Read one recording.
 
-    The separator (`,`, `;` or tab) is found from the header. Raises `NoInputError` when the file is not there, `DataError`,
-    naming line and column, when it is not a recording.
+    The separator of CSV (`,`, `;` or tab) is found from the header. Raises `NoInputError` when the file is not there,
+    `DataError`, naming line and column, when it is not a recording, and `ModuleNotFoundError` for Parquet without pyarrow,
+    which `amiss` tells with its cure.
     """
-    lines = _read_text(path).splitlines()
-    if not lines:
-        raise DataError(f"{path}: the file is empty")
-    separator = max(",;\t", key=lines[0].count)
-    titles = [_title(title) for title in next(csv.reader([lines[0]], delimiter=separator))]
-    header = [name for name, _ in titles]
-    lowered = [name.lower() for name in header]
-    time_at = next((lowered.index(name) for name in TIME_NAMES if name in lowered), None)
-    if time_at is None:
-        raise DataError(f"{path}: no time column; the header needs one of {', '.join(TIME_NAMES)}, it has: {', '.join(header)}")
-    if len(set(lowered)) != len(lowered):
-        raise DataError(f"{path}: a column name appears twice: {', '.join(header)}")
-    label_at = next((lowered.index(name) for name in LABEL_NAMES if name in lowered), None)
-    value_at = [i for i, name in enumerate(lowered) if i != time_at and name not in LABEL_NAMES]
-    if not value_at:
-        raise DataError(f"{path}: no channel beside the time column")
+    parts = list(read_parts(path))
+    if len(parts) == 1:
+        return parts[0]
+    label = None if parts[0].label is None else np.concatenate([part.label for part in parts if part.label is not None])
+    time_ns = np.concatenate([part.time_ns for part in parts])
+    return replace(parts[0], time_ns=time_ns, x=np.concatenate([part.x for part in parts], axis=1), label=label)
 
-    reader = csv.reader(lines[1:], delimiter=separator)
-    try:
-        numbered = [(reader.line_num + 1, row) for row in reader if row]
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from None
-    if not numbered:
+
+def read_parts(path: Path, rows: int = ROWS_PER_PART, *, raw: bool = False) -> Iterator[Recording]:
+    """The recording in parts of at most `rows` rows, never none: memory stays bounded however long the file is.
+
+    With `raw` the rows come as they stand in the file: times in any order, infinite values as such. Raises what
+    `read_recording` does, for a part when that part is reached.
+    """
+    read = _parquet_parts if path.name.lower().endswith(PARQUET) else _csv_parts
+    last_ns: int | None = None
+    empty = True
+    for part, place, shown in read(path, rows):
+        empty = False
+        if not raw:
+            before = part.time_ns[:1] - 1 if last_ns is None else np.array([last_ns])
+            backwards = np.flatnonzero(np.diff(np.concatenate([before, part.time_ns])) <= 0)
+            if len(backwards):
+                at = int(backwards[0])
+                earlier = shown(at - 1) if at else format_time(int(before[0]))
+                raise DataError(f"{place(at)}: time does not increase ({shown(at)} after {earlier})")
+            part.x[np.isinf(part.x)] = np.nan
+            last_ns = int(part.time_ns[-1])
+        yield part
+    if empty:
         raise DataError(f"{path}: a header but no rows")
-    for number, row in numbered:
-        if len(row) != len(header):
-            raise DataError(f"{path}:{number}: {len(row)} values, the header names {len(header)}")
-    numbers, rows = zip(*numbered, strict=True)
-    columns = list(zip(*rows, strict=True))
-    with np.errstate(over="ignore"):  # what float32 cannot hold is as missing as any infinity
-        x = np.stack([_numbers(columns[i], path, header[i], numbers) for i in value_at]).astype(np.float32)
-    x[np.isinf(x)] = np.nan
-    time_ns = _times(columns[time_at], path, header[time_at], numbers)
-    backwards = np.flatnonzero(np.diff(time_ns) <= 0)
-    if len(backwards):
-        at = int(backwards[0]) + 1
-        raise DataError(
-            f"{path}:{numbers[at]}: time does not increase ({columns[time_at][at]} after {columns[time_at][at - 1]})"
-        )
-    label = None
-    if label_at is not None:
-        label = (_numbers(columns[label_at], path, header[label_at], numbers) > 0).astype(np.int8)
-    units = {titles[i][0]: titles[i][1] for i in value_at if titles[i][1]}
-    return Recording(path.name, tuple(header[i] for i in value_at), time_ns, x, label, units)
 
 
 def match_channels(recording: Recording, channels: Sequence[str]) -> Recording:
@@ -139,8 +138,11 @@ def match_channels(recording: Recording, channels: Sequence[str]) -> Recording:
 
 
 def write_recording(path: Path, recording: Recording) -> None:
-    """Write CSV; `.gz` at the end of the name compresses. Raises `CannotCreateError`."""
-    with at_once(path) as draft, _open_for_writing(draft, compressed=path.name.endswith(".gz")) as file:
+    """Write CSV, or Parquet when the name ends so; `.gz` at the end compresses CSV. Raises `CannotCreateError`."""
+    if path.name.lower().endswith(PARQUET):
+        _write_parquet(path, recording)
+        return
+    with at_once(path) as draft, _open_for_writing(draft, compressed=path.name.lower().endswith(".gz")) as file:
         writer = csv.writer(file, lineterminator="\n")
         label = recording.label
         titles = [f"{name} [{recording.units[name]}]" if name in recording.units else name for name in recording.channels]
@@ -168,18 +170,167 @@ def _open_for_writing(path: Path, *, compressed: bool) -> io.TextIOBase:
     return path.open("w", encoding="utf-8", newline="")
 
 
-def _read_text(path: Path) -> str:
+_Part = tuple[Recording, Callable[[int], str], Callable[[int], str]]
+"""Some rows, where in the file a row stands, and what its time looks like there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Which column of a table is what."""
+
+    names: list[str]
+    units: list[str]
+    time_at: int
+    label_at: int | None
+    value_at: list[int]
+
+    def recording(self, path: Path, time_ns: Int64, values: Sequence[Float64], label: Float64 | None) -> Recording:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is as missing as any infinity
+            x = np.stack(values).astype(np.float32)
+        units = {self.names[i]: self.units[i] for i in self.value_at if self.units[i]}
+        truth = None if label is None else (label > 0).astype(np.int8)
+        return Recording(path.name, tuple(self.names[i] for i in self.value_at), time_ns, x, truth, units)
+
+
+def _columns(path: Path, header: Iterable[str]) -> _Columns:
+    """Raises `DataError` for a table that is no recording."""
+    titles = [_title(title) for title in header]
+    names = [name for name, _ in titles]
+    lowered = [name.lower() for name in names]
+    time_at = next((lowered.index(name) for name in TIME_NAMES if name in lowered), None)
+    if time_at is None:
+        raise DataError(f"{path}: no time column; the header needs one of {', '.join(TIME_NAMES)}, it has: {', '.join(names)}")
+    if len(set(lowered)) != len(lowered):
+        raise DataError(f"{path}: a column name appears twice: {', '.join(names)}")
+    label_at = next((lowered.index(name) for name in LABEL_NAMES if name in lowered), None)
+    value_at = [i for i, name in enumerate(lowered) if i != time_at and name not in LABEL_NAMES]
+    if not value_at:
+        raise DataError(f"{path}: no channel beside the time column")
+    return _Columns(names, [unit for _, unit in titles], time_at, label_at, value_at)
+
+
+def _csv_parts(path: Path, rows: int) -> Iterator[_Part]:
+    lines = _lines(path)
+    first = next(lines, None)
+    if first is None:
+        raise DataError(f"{path}: the file is empty")
+    separator = max(",;\t", key=first.count)
+    found = _columns(path, next(csv.reader([first], delimiter=separator), []))
+    reader = csv.reader(lines, delimiter=separator)
+    dates: bool | None = None
+    while True:
+        try:
+            numbered = [(reader.line_num + 1, row) for row in islice((row for row in reader if row), rows)]
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from None
+        if not numbered:
+            return
+        for number, row in numbered:
+            if len(row) != len(found.names):
+                raise DataError(f"{path}:{number}: {len(row)} values, the header names {len(found.names)}")
+        numbers, cells = zip(*numbered, strict=True)
+        columns = list(zip(*cells, strict=True))
+        values = [_numbers(columns[i], path, found.names[i], numbers) for i in found.value_at]
+        times = columns[found.time_at]
+        time_ns, are_dates = _times(times, path, found.names[found.time_at], numbers)
+        if dates not in (None, are_dates):
+            raise DataError(f"{path}:{numbers[0]}: the time is {times[0]!r} here, dates and seconds in one file")
+        dates = are_dates
+        at = found.label_at
+        label = None if at is None else _numbers(columns[at], path, found.names[at], numbers)
+        part = found.recording(path, time_ns, values, label)
+        yield part, lambda i, numbers=numbers: f"{path}:{numbers[i]}", lambda i, times=times: times[i]  # type: ignore[misc]
+
+
+def _lines(path: Path) -> Iterator[str]:
     try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.name.endswith(".gz") else raw).decode("utf-8-sig")
+        with _open_for_reading(path) as file:
+            for line in file:
+                yield line.removesuffix("\n")
     except FileNotFoundError:
         raise NoInputError(f"{path}: no such file") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not a text file; recordings are CSV in UTF-8") from None
+        raise DataError(f"{path}: not a text file; recordings are CSV in UTF-8, or Parquet with a name that says so") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file: {error}") from None
     except OSError as error:
         raise NoInputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _open_for_reading(path: Path) -> io.TextIOBase:
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")
+
+
+def _parquet_parts(path: Path, rows: int) -> Iterator[_Part]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+            found = _columns(path, file.schema_arrow.names)
+            start = 0
+            for batch in file.iter_batches(batch_size=rows):
+                if not len(batch):
+                    continue
+                places = range(start + 1, start + 1 + len(batch))
+                time_ns = _arrow_times(batch.column(found.time_at), path, found.names[found.time_at], places)
+                values = [_arrow_numbers(batch.column(i), path, found.names[i]) for i in found.value_at]
+                at = found.label_at
+                label = None if at is None else _arrow_numbers(batch.column(at), path, found.names[at])
+                yield (
+                    found.recording(path, time_ns, values, label),
+                    lambda i, places=places: f"{path}:{places[i]}",  # type: ignore[misc]
+                    lambda i, time_ns=time_ns: format_time(int(time_ns[i])),  # type: ignore[misc]
+                )
+                start += len(batch)
+    except FileNotFoundError:
+        raise NoInputError(f"{path}: no such file") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a whole Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _arrow_numbers(column: "pyarrow.Array[Any]", path: Path, name: str) -> Float64:
+    """A null is a missing value."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    if kinds.is_boolean(column.type):
+        column = column.cast(pyarrow.int8())
+    if not (kinds.is_integer(column.type) or kinds.is_floating(column.type) or kinds.is_decimal(column.type)):
+        raise DataError(f"{path}: column {name}: holds {column.type}, not numbers; leave the column out")
+    return np.asarray(column.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False), np.float64)
+
+
+def _arrow_times(column: "pyarrow.Array[Any]", path: Path, name: str, places: Sequence[int]) -> Int64:
+    import pyarrow
+
+    if column.null_count:
+        at = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError(f"{path}:{places[at]}: column {name}: a row without a time")
+    kinds = pyarrow.types
+    if kinds.is_timestamp(column.type) or kinds.is_date(column.type):
+        zone = column.type.tz if kinds.is_timestamp(column.type) else None
+        return np.asarray(column.cast(pyarrow.timestamp("ns", zone)).cast(pyarrow.int64()).to_numpy(), np.int64)
+    if kinds.is_string(column.type) or kinds.is_large_string(column.type):
+        return _times(column.to_pylist(), path, name, places)[0]
+    seconds = _arrow_numbers(column, path, name)
+    return _epoch_seconds(seconds, path, name, places, lambda at: f"{seconds[at]:.15g}")
+
+
+def _write_parquet(path: Path, recording: Recording) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    titles = [f"{name} [{recording.units[name]}]" if name in recording.units else name for name in recording.channels]
+    columns = {"time": pyarrow.array(recording.time_ns, pyarrow.timestamp("ns", "UTC"))}
+    # from_pandas: NaN is written as what Parquet has for a missing value.
+    columns |= {title: pyarrow.array(x, from_pandas=True) for title, x in zip(titles, recording.x, strict=True)}
+    if recording.label is not None:
+        columns["label"] = pyarrow.array(recording.label)
+    with at_once(path) as draft:
+        pyarrow.parquet.write_table(pyarrow.table(columns), draft)
 
 
 def _numbers(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -196,19 +347,23 @@ def _numbers(column: Sequence[str], path: Path, name: str, lines: Sequence[int])
         raise
 
 
-def _times(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> Int64:
-    """Epoch seconds or RFC 3339 (a blank instead of the T is fine, no zone means UTC) → nanoseconds."""
+def _times(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> tuple[Int64, bool]:
+    """Epoch seconds or RFC 3339 (a blank instead of the T is fine, no zone means UTC) → nanoseconds, and whether dates."""
     for line, cell in zip(lines, column, strict=True):
         if not cell.strip():
             raise DataError(f"{path}:{line}: column {name}: a row without a time")
     try:
         seconds = np.array(column, dtype=np.float64)
     except ValueError:
-        return _dates(column, path, name, lines)
+        return _dates(column, path, name, lines), True
+    return _epoch_seconds(seconds, path, name, lines, lambda at: column[at]), False
+
+
+def _epoch_seconds(seconds: Float64, path: Path, name: str, lines: Sequence[int], shown: Callable[[int], str]) -> Int64:
     beyond = np.flatnonzero(~(np.abs(seconds) < _MAX_TIME_S))
     if len(beyond):
         at = int(beyond[0])
-        raise DataError(f"{path}:{lines[at]}: column {name}: {column[at]!r} is no time in seconds; divide milliseconds by 1000")
+        raise DataError(f"{path}:{lines[at]}: column {name}: {shown(at)!r} is no time in seconds; divide milliseconds by 1000")
     return np.round(seconds * 1e9).astype(np.int64)
 
 

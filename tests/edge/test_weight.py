@@ -15,6 +15,7 @@ HEAVY = (
     "sklearn",
     "pandas",
     "matplotlib",
+    "pyarrow",
     "iotcore",
     "hypothesis",
     "trainer",
@@ -37,6 +38,14 @@ def loaded_after(code: str) -> set[str]:
 )
 def test_the_device_loads_nothing_heavy(code: str) -> None:
     assert loaded_after(code).isdisjoint(HEAVY)
+
+
+def test_reading_a_recording_takes_nothing_heavy_until_it_is_parquet(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("time,a\n1,2\n")
+    read = "from pathlib import Path; from edge.sensing.recordings import read_recording, write_recording; "
+    assert loaded_after(f"{read}read_recording(Path({str(tmp_path / 'r.csv')!r}))").isdisjoint(HEAVY)
+    convert = f"write_recording(Path({str(tmp_path / 'r.parquet')!r}), read_recording(Path({str(tmp_path / 'r.csv')!r})))"
+    assert "pyarrow" in loaded_after(read + convert), "the control"
 
 
 def test_the_check_would_notice() -> None:
@@ -65,7 +74,7 @@ def test_the_device_install_asks_for_nothing_heavy() -> None:
 
     device = needed("amiss", set())
     assert {"numpy", "onnxruntime", "paho-mqtt", "pyserial"} <= device
-    assert device.isdisjoint({"torch", "onnx", "scipy", "pandas", "scikit-learn", "sympy", "pydantic"})
+    assert device.isdisjoint({"torch", "onnx", "scipy", "pandas", "scikit-learn", "sympy", "pydantic", "pyarrow"})
 
 
 def test_onnxruntime_writes_no_telemetry(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from edge.sensing.recordings import (
     find_recordings,
     format_time,
     match_channels,
+    read_parts,
     read_recording,
     write_recording,
 )
@@ -137,7 +138,7 @@ def test_what_is_written_comes_back(data: st.DataObject) -> None:
     label = np.arange(n).astype(np.int8) % 2 if data.draw(st.booleans()) else None
     recording = Recording("x", tuple("abcd"[:channels]), time_ns, x, label)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "deeper" / data.draw(st.sampled_from(["x.csv", "x.csv.gz"]))
+        path = Path(folder) / "deeper" / data.draw(st.sampled_from(["x.csv", "x.csv.gz", "x.parquet"]))
         write_recording(path, recording)
         back = read_recording(path)
     assert back.channels == recording.channels
@@ -163,7 +164,8 @@ def test_recordings_are_found_in_order_and_what_is_not_there_is_named(tmp_path: 
     for name in ("b.csv", "a.CSV.GZ", "sub/c.csv", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [path.name for path in find_recordings([tmp_path])] == ["a.CSV.GZ", "b.csv", "c.csv"]
+    (tmp_path / "d.parquet").touch()
+    assert [path.name for path in find_recordings([tmp_path])] == ["a.CSV.GZ", "b.csv", "d.parquet", "c.csv"]
     assert find_recordings([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]
     with pytest.raises(NoInputError, match="absent: no such file"):
         find_recordings([tmp_path / "absent"])
@@ -206,3 +208,107 @@ def test_units_in_the_header_are_units_and_no_part_of_the_name(tmp_path: Path) -
     again = read_recording(tmp_path / "again.csv")
     assert (again.channels, again.units) == (found.channels, found.units)
     assert match_channels(found, ["temperature", "current"]).units == found.units
+
+
+# In parts.
+
+
+@given(st.integers(1, 7), st.sampled_from(["x.csv", "x.csv.gz", "x.parquet"]))
+@settings(max_examples=20, deadline=None)
+def test_parts_are_the_whole(rows: int, name: str) -> None:
+    x = np.arange(40, dtype=np.float32).reshape(2, 20)
+    whole = Recording(name, ("a", "b"), np.arange(20, dtype=np.int64) * 1000, x, np.arange(20).astype(np.int8) % 2, {"a": "A"})
+    with tempfile.TemporaryDirectory() as folder:
+        write_recording(Path(folder) / name, whole)
+        parts = list(read_parts(Path(folder) / name, rows))
+    assert [len(part.time_ns) for part in parts] == [rows] * (20 // rows) + ([20 % rows] if 20 % rows else [])
+    np.testing.assert_array_equal(np.concatenate([part.time_ns for part in parts]), whole.time_ns)
+    np.testing.assert_array_equal(np.concatenate([part.x for part in parts], axis=1), x)
+    assert all((part.name, part.channels, part.units) == (name, ("a", "b"), {"a": "A"}) for part in parts)
+
+
+def test_order_holds_from_part_to_part_and_raw_is_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("time,a\n1,1\n2,inf\n2,3\n")
+    with pytest.raises(DataError, match=r"x\.csv:4: time does not increase \(2 after 1970-01-01T00:00:02"):
+        list(read_parts(path, 2))
+    raw = list(read_parts(path, 2, raw=True))
+    assert [part.time_ns.tolist() for part in raw] == [[10**9, 2 * 10**9], [2 * 10**9]]
+    assert math.isinf(raw[0].x[0, 1])
+
+
+def test_dates_and_seconds_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("time,a\n1,1\n2026-01-01,2\n")
+    with pytest.raises(DataError, match=r":3: the time is '2026-01-01' here"):
+        list(read_parts(path, 1))
+
+
+# Parquet.
+
+
+def parquet(path: Path, **columns: object) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    moment = datetime(2026, 1, 1, tzinfo=timezone(timedelta(hours=1)))
+    columns = {
+        "Timestamp": [moment, moment + timedelta(milliseconds=250)],
+        "current [A]": pa.array([1, None], pa.int64()),
+        "on": [True, False],
+        "label": [0, 1],
+    }
+    found = read_recording(parquet(tmp_path / "x.PARQUET", **columns))
+    (tmp_path / "x.csv").write_text(
+        "Timestamp,current [A],on,label\n2025-12-31T23:00:00Z,1,1,0\n2025-12-31T23:00:00.25Z,,0,1\n"
+    )
+    same = read_recording(tmp_path / "x.csv")
+    assert (found.channels, found.units) == (same.channels, same.units) == (("current", "on"), {"current": "A"})
+    np.testing.assert_array_equal(found.x, same.x)
+    np.testing.assert_array_equal(found.time_ns, same.time_ns)
+    assert found.label is not None
+    assert found.label.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("time", [[1.5, 2.5], ["1970-01-01T00:00:01.5Z", "1970-01-01 00:00:02.5"], ["1.5", "2.5"]])
+def test_parquet_times(tmp_path: Path, time: list[object]) -> None:
+    found = read_recording(parquet(tmp_path / "x.parquet", time=time, a=[1.0, 2.0]))
+    assert found.time_ns.tolist() == [1_500_000_000, 2_500_000_000]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"a": [1.0]}, "no time column"),
+        ({"time": [1.0]}, "no channel beside"),
+        ({"time": [], "a": []}, "a header but no rows"),
+        ({"time": [1, 2], "a": ["x", "y"]}, "column a: holds string, not numbers"),
+        ({"time": [1, 2], "a": [[1], [2]]}, "column a: holds list"),
+        ({"time": [1.0, None], "a": [1, 2]}, ":2: column time: a row without a time"),
+        ({"time": [2, 1], "a": [1, 2]}, ":2: time does not increase"),
+        ({"time": [1767225600000, 1767225600001], "a": [1, 2]}, ":1: column time: '1767225600000' is no time"),
+    ],
+)
+def test_parquet_that_is_no_recording(tmp_path: Path, columns: dict[str, object], says: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_recording(parquet(tmp_path / "x.parquet", **columns))
+    assert str(caught.value).startswith(str(tmp_path / "x.parquet"))
+    assert says in str(caught.value)
+
+
+def test_what_is_called_parquet_and_is_not(tmp_path: Path) -> None:
+    whole = parquet(tmp_path / "x.parquet", time=[1], a=[1]).read_bytes()
+    for content in (b"", b"time,a\n1,2\n", whole[:-20]):
+        (tmp_path / "x.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=r"x\.parquet: not a whole Parquet file") as caught:
+            read_recording(tmp_path / "x.parquet")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(NoInputError):
+        read_recording(tmp_path / "absent.parquet")
