@@ -1,7 +1,6 @@
 """The module that is trained and exported: a window in the units of the sensor in; embedding, residual and level out."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -10,11 +9,14 @@ from trainer.pretexts import Pretext
 from trainer.pretexts.combined import Combined
 from trainer.pretexts.embedding import embed
 from trainer.recipes import Recipe
+from trainer.windows import WindowArray
 
 CLIP = 10.0
 """Spreads. Beyond it strange is strange; without it one huge value would set the int8 range of everything behind."""
 LEVEL_CLIP = 1000.0
 """Spreads. The level never meets int8, so it only has to stay finite."""
+MOST_NORMALISED = 65536
+"""Windows. More would not move the third digit, and take memory."""
 
 
 class Detector(nn.Module):
@@ -39,10 +41,15 @@ class Detector(nn.Module):
         self.register_buffer("inverse_between", torch.ones(channels, 1))
         self.register_buffer("inverse_within", torch.ones(channels, 1))
 
-    def fit_normalisation(self, windows: npt.NDArray[np.float32]) -> None:
-        """Take mean, spread of the levels and usual spread within a window of each channel from (B, C, N)."""
-        levels = windows.mean(axis=2, dtype=np.float64)  # (B, C)
-        variance = windows.var(axis=2, dtype=np.float64)  # (B, C)
+    def fit_normalisation(self, windows: WindowArray) -> None:
+        """Take mean, spread of the levels and usual spread within a window of each channel from (B, C, N).
+
+        Of more than `MOST_NORMALISED` windows that many serve, evenly taken.
+        """
+        evenly = np.linspace(0, len(windows) - 1, min(len(windows), MOST_NORMALISED)).astype(np.int64)
+        parts = [windows[some] for some in np.array_split(evenly, -(-len(evenly) // 4096))]
+        levels = np.concatenate([part.mean(axis=2, dtype=np.float64) for part in parts])  # (B, C)
+        variance = np.concatenate([part.var(axis=2, dtype=np.float64) for part in parts])  # (B, C)
         mean, between = levels.mean(axis=0), levels.std(axis=0)
         # The usual window, not the mean one: a single start-up in the recordings would make everything else look still.
         within = np.maximum(np.sqrt(np.median(variance, axis=0)), 0.1 * np.sqrt(variance.mean(axis=0)))

@@ -103,10 +103,44 @@ class TrainingRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     weight_decay: Annotated[float, Meta(ge=0)] = 1e-2
     held_back: Annotated[float, Meta(gt=0, lt=1)] = 0.3
     """Share of each recording, at its end, that the encoder does not see and that the calibration is made from."""
+    split: Literal["time", "recording"] = "time"
+    """`recording`: instead, that share of the recordings, each as a whole and evenly among them."""
     seed: Annotated[int, Meta(ge=0)] = 0
     threads: Count = 1
     """Part of the recipe because the order of summation, and with it the last bit, depends on it. One is nearly as fast for
     models this small; several wait for each other, and on a machine that has other things to do ten times as long."""
+
+
+Policy = Literal["ignore", "warn", "exclude", "refuse"]
+"""`exclude` leaves a channel out when all recordings have the fault, and otherwise the recordings that have it."""
+
+
+class QualityRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to do about faults in the recordings; `trainer.quality` says when something is one."""
+
+    constant: Policy = "warn"
+    """A channel that never changes."""
+    clipped: Policy = "warn"
+    """A channel that is cut off at its smallest or largest value."""
+    missing: Policy = "warn"
+    """A channel without a value in half of the rows or more."""
+    duplicate: Policy = "warn"
+    """A channel that says what an earlier one says, up to factor and offset."""
+    clock: Policy = "warn"
+    """Stamps that jitter, or several rates in one recording."""
+    unordered: Literal["repair", "refuse"] = "refuse"
+    """Stamps that repeat or go back; repaired by leaving those rows out."""
+    absurd: Literal["repair", "refuse"] = "repair"
+    """Values like 1e30 or infinity; repaired by taking them for missing."""
+    strange: Policy = "warn"
+    """Windows that look unlike all others: faults, or a rare state. `exclude` leaves these windows out."""
+
+
+class ResampleRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    method: Literal["none", "linear", "mean"] = "none"
+    """How recordings of another rate are brought to `rate_hz`. `none`: they are refused. `mean`: to a lower rate by the mean of
+    each period, which keeps most of what is too fast for it from coming back as something slow; to a higher one as `linear`.
+    `linear`: a straight line between neighbours, with no such filter."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,7 +155,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Samples from one window to the next. `None`: a quarter of the window."""
     rate_hz: Positive | None = None
     """`None`: as in the recordings."""
+    channels: Literal["same", "common"] = "same"
+    """`same`: recordings with different channels are refused. `common`: the channels that all of them have are used."""
     missing: MissingPolicy = MissingPolicy()
+    resample: ResampleRecipe = ResampleRecipe()
+    quality: QualityRecipe = QualityRecipe()
     encoder: EncoderRecipe = EncoderRecipe()
     pretext: PretextRecipe = PretextRecipe()
     training: TrainingRecipe = TrainingRecipe()

@@ -27,7 +27,9 @@ from edge.signal import Float32
 from trainer import data
 from trainer.model import Detector
 from trainer.progress import Report, Step
+from trainer.quality import Finding, summary
 from trainer.recipes import Recipe
+from trainer.windows import WindowArray
 
 FORMAT = 1
 MAX_WINDOWS_BYTES = 64 * 1024 * 1024
@@ -60,6 +62,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     calibration_loss: float
     """Loss on the windows held back: far above the last losses means learned by heart."""
     notes: tuple[str, ...]
+    quality: tuple[Finding, ...] = ()
+    """What was found wrong with the recordings, and what was done about it."""
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -72,6 +76,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
             f"{' + '.join(self.recipe.pretext.tasks)}: loss {self.losses[0]:.3f} → {sum(tail) / len(tail):.3f}, "
             f"{self.calibration_loss:.3f} on what was held back",
             *self.notes,
+            *summary(self.quality),
         ]
 
 
@@ -105,6 +110,7 @@ def train(
         losses=tuple(float(f"{loss:.6g}") for loss in losses[:: max(1, math.ceil(len(losses) / LOSSES_KEPT))]),
         calibration_loss=float(f"{calibration_loss:.6g}"),
         notes=material.notes,
+        quality=material.quality,
     )
     with directory_at_once(out, overwrite) as draft:
         torch.save(detector.state_dict(), draft / "checkpoint.pt")
@@ -116,14 +122,13 @@ def train(
 
 
 def fit(
-    recipe: Recipe, windows: Float32, held_back: Float32, progress: Report | None = None
+    recipe: Recipe, windows: WindowArray, held_back: WindowArray, progress: Report | None = None
 ) -> tuple[Detector, list[float], float]:
     """Windows (n, C, N) → trained detector in evaluation mode, loss of every step, loss on `held_back` (m, C, N)."""
     settings = recipe.training
     detector = Detector(windows.shape[1], recipe)
     detector.fit_normalisation(windows)
     rng = torch.Generator().manual_seed(settings.seed)
-    x = torch.from_numpy(windows)
     # No decay on what has one dimension: biases and the scales of normalisation layers are few and mean something.
     groups = [
         {"params": [p for p in detector.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
@@ -134,7 +139,7 @@ def fit(
     losses: list[float] = []
     started = time.monotonic()
     for step in range(1, settings.steps + 1):
-        batch = x[torch.randint(len(x), (settings.batch,), generator=rng)]
+        batch = torch.from_numpy(windows[torch.randint(len(windows), (settings.batch,), generator=rng).numpy()])
         loss = detector.pretext.loss(detector.encoder, detector.normalise(batch)[1], rng)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * schedule(step / settings.steps)
@@ -180,9 +185,9 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(before[1])
 
 
-def bounded(windows: Float32) -> Float32:
+def bounded(windows: WindowArray) -> Float32:
     """As many windows, evenly spaced, as fit into `MAX_WINDOWS_BYTES`."""
-    count = max(1, min(len(windows), MAX_WINDOWS_BYTES // max(1, windows[0].nbytes)))
+    count = max(1, min(len(windows), MAX_WINDOWS_BYTES // max(1, 4 * math.prod(windows.shape[1:]))))
     return windows[np.linspace(0, len(windows) - 1, count).astype(np.int64)]
 
 

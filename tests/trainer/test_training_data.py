@@ -1,16 +1,20 @@
 """Recordings → windows and the split in time."""
 
 import dataclasses
+import tempfile
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge.errors import DataError, NoInputError
 from edge.sensing.recordings import Recording, write_recording
 from trainer import data
-from trainer.recipes import Recipe, TrainingRecipe
+from trainer.recipes import Recipe, TrainingRecipe, apply_overrides
+from trainer.windows import Spool, lay_out
 
 SECOND = 1_000_000_000
 RECIPE = Recipe(window=16, hop=4)
@@ -30,7 +34,7 @@ def written(folder: Path, **recordings: Recording) -> list[Path]:
 
 def test_windows_never_cross_files(tmp_path: Path) -> None:
     found = data.load(written(tmp_path, a=recording(400), b=recording(400, start=1000)), RECIPE)
-    rows = found.fit[:, 0]
+    rows = found.fit[:][:, 0]
     assert found.fit.shape[1:] == (2, 16)
     assert (np.diff(rows, axis=1) == 1).all()
     assert {bool(row[0] >= 1000) for row in rows} == {True, False}
@@ -39,7 +43,7 @@ def test_windows_never_cross_files(tmp_path: Path) -> None:
 def test_fit_and_calibration_lie_a_window_apart(tmp_path: Path) -> None:
     # Long enough for several blocks, each of which is split.
     found = data.load(written(tmp_path, a=recording(1500)), RECIPE)
-    fit, held = (set(np.unique(part[:, 0]).astype(int).tolist()) for part in (found.fit, found.calibration))
+    fit, held = (set(np.unique(part[:][:, 0]).astype(int).tolist()) for part in (found.fit, found.calibration))
     assert fit
     assert held
     gap = min(abs(a - b) for a in held for b in fit)
@@ -53,7 +57,7 @@ def test_windows_never_cross_gaps(tmp_path: Path) -> None:
     time_ns = whole.time_ns.copy()
     time_ns[300:] += 100 * SECOND
     found = data.load(written(tmp_path, a=Recording("r", whole.channels, time_ns, whole.x)), RECIPE)
-    rows = np.concatenate([found.fit, found.calibration])[:, 0]
+    rows = np.concatenate([found.fit[:], found.calibration[:]])[:, 0]
     assert not ((rows[:, 0] < 300) & (rows[:, -1] >= 300)).any()
 
 
@@ -109,6 +113,221 @@ def test_refuses_what_holds_no_value(tmp_path: Path) -> None:
         data.load(written(tmp_path / "one", a=empty), RECIPE)
 
 
+# Nothing leaks
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Parts of one long recording: one after the other, with pauses, overlapping, or the same once more."""
+    found: list[tuple[int, int]] = []
+    at = 0
+    for _ in range(draw(st.integers(2, 5))):
+        length = draw(st.integers(100, 500))
+        at = max(0, at + draw(st.sampled_from([0, 0, 1, 5, 9, 100, -1, -30, -length])))
+        found.append((at, at + length))
+        at += length
+    return draw(st.permutations(found))
+
+
+@given(slices(), st.sampled_from(["time", "recording"]), st.sampled_from([0.2, 0.5]))
+@settings(max_examples=40, deadline=None)
+def test_no_sample_is_shared_and_none_is_near(parts: list[tuple[int, int]], how: str, held_back: float) -> None:
+    recipe = apply_overrides(Recipe(), ["window=9", "pretext.patch=4", "hop=2", f"training.split={how}"])
+    recipe = apply_overrides(recipe, [f"training.held_back={held_back}", "quality.strange=ignore"])
+    whole = recording(4000, channels=("a",))
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (start, stop) in enumerate(parts):
+            write_recording(Path(folder) / f"{i}.csv", whole.part(start, stop))
+        try:
+            found = data.load([Path(folder)], recipe)
+        except DataError as error:
+            assert "at least" in str(error) or "takes two recordings" in str(error)  # noqa: PT017
+            return
+    fit, held = (np.unique(windows[:]).astype(int) for windows in (found.fit, found.calibration))
+    after = np.searchsorted(fit, held)
+    to_next = np.where(after < len(fit), fit[np.minimum(after, len(fit) - 1)] - held, 10**9)
+    to_last = np.where(after > 0, held - fit[np.maximum(after, 1) - 1], 10**9)
+    assert min(to_next.min(), to_last.min()) >= recipe.window
+
+
+def test_whole_recordings_are_held_back(tmp_path: Path) -> None:
+    pieces = {f"r{i}": recording(200, start=1000 * i) for i in range(6)}
+    for i, piece in enumerate(pieces.values()):
+        piece.time_ns[:] += i * 10_000 * SECOND
+    recipe = apply_overrides(RECIPE, ["training.split=recording"])
+    found = data.load(written(tmp_path, **pieces), recipe)
+    fit, held = ({int(row) // 1000 for row in windows[:][:, 0, 0]} for windows in (found.fit, found.calibration))
+    assert held == {1, 4}, "evenly among them"
+    assert fit == {0, 2, 3, 5}
+    with pytest.raises(DataError, match="takes two recordings"):
+        data.load(written(tmp_path / "one", a=recording(400)), recipe)
+
+
+def test_a_copy_is_used_once_and_told(tmp_path: Path) -> None:
+    once = data.load(written(tmp_path / "one", a=recording(400)), RECIPE)
+    twice = data.load(written(tmp_path / "two", a=recording(400), b=recording(400)), RECIPE)
+    np.testing.assert_array_equal(twice.fit[:], once.fit[:])
+    assert [(f.kind, f.recording, f.done) for f in twice.quality if f.kind != "duplicate"] == [("copy", "b.csv", "repaired")]
+
+
+# Channels and rates
+
+
+def test_the_order_of_channels_is_of_no_matter(tmp_path: Path) -> None:
+    whole = recording(400)
+    whole.x[1] *= -1
+    turned = dataclasses.replace(recording(400, start=1000), channels=("b", "a"))
+    turned.x[0] *= -1
+    found = data.load(written(tmp_path, a=whole, b=turned), RECIPE)
+    assert found.channels == ("a", "b")
+    assert (found.fit[:][:, 0] >= 0).all()
+    assert (found.fit[:][:, 1] <= 0).all()
+
+
+def test_common_channels(tmp_path: Path) -> None:
+    other = recording(400, channels=("c", "b"), start=1000)
+    folder = written(tmp_path, a=recording(400), b=other)
+    with pytest.raises(DataError, match='channels = "common"'):
+        data.load(folder, RECIPE)
+    found = data.load(folder, apply_overrides(RECIPE, ["channels=common"]))
+    assert found.channels == ("b",)
+    assert "left out, not in all recordings: a, c" in found.notes
+    assert found.fit.shape[1:] == (1, 16)
+    written(tmp_path, b=recording(400, channels=("d",)))
+    with pytest.raises(DataError, match="no channel is in all"):
+        data.load(folder, apply_overrides(RECIPE, ["channels=common"]))
+
+
+def resampled(whole: Recording, rate_hz: float, *, mean: bool, max_fill: int = 3) -> Recording:
+    with tempfile.TemporaryDirectory() as folder:
+        write_recording(Path(folder) / "r.csv", whole)
+        [source], _ = data._rows_on_disk(["r"], [Path(folder) / "r.csv"], RECIPE, None)
+    [part] = data.resample(source, source.rate_hz, rate_hz, max_fill, mean=mean)
+    return part
+
+
+def tone(period: float, n: int = 1000) -> Recording:
+    x = np.sin(2 * np.pi * np.arange(n) / period).astype(np.float32)[None]
+    return Recording("r", ("a",), np.arange(n, dtype=np.int64) * SECOND, x)
+
+
+def test_resampling_keeps_what_is_slow() -> None:
+    for rate_hz, mean in ((4.0, False), (0.25, True), (0.25, False)):
+        slow = resampled(tone(200), rate_hz, mean=mean)
+        expected = np.sin(2 * np.pi * slow.time_ns / SECOND / 200)
+        assert np.abs(slow.x[0] - expected)[2:-2].max() < 0.02, "a mean of four rows is half a row off"
+        assert slow.rate_hz == pytest.approx(rate_hz)
+
+
+def test_the_mean_keeps_what_is_fast_from_coming_back_slow() -> None:
+    """2.2 seconds a turn, seen once in 10 seconds."""
+    quiet, aliased = (resampled(tone(2.2), 0.1, mean=mean).x[0, 2:-2].std() for mean in (True, False))
+    assert aliased > 0.6, "the control"
+    assert quiet < 0.2 * aliased
+
+
+def test_resampling_invents_nothing_in_gaps() -> None:
+    whole = tone(200)
+    whole.time_ns[500:] += 100 * SECOND
+    whole.x[0, 200:250] = np.nan
+    for mean in (True, False):
+        found = resampled(whole, 0.5, mean=mean)
+        at = found.time_ns // SECOND
+        assert np.isnan(found.x[0, (at > 504) & (at < 594)]).all()
+        assert np.isnan(found.x[0, (at > 202) & (at < 247)]).all()
+        assert np.isfinite(found.x[0, (at < 198) | ((at > 252) & (at < 498)) | (at > 602)]).all()
+
+
+def test_long_recordings_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rate_hz, mean in ((2.5, False), (0.3, True)):
+        whole = resampled(tone(20), rate_hz, mean=mean)
+        monkeypatch.setattr(data, "ROWS_PER_PART", 77)
+        with tempfile.TemporaryDirectory() as folder:
+            write_recording(Path(folder) / "r.csv", tone(20))
+            [source], _ = data._rows_on_disk(["r"], [Path(folder) / "r.csv"], RECIPE, None)
+        parts = list(data.resample(source, 1.0, rate_hz, 3, mean=mean))
+        monkeypatch.undo()
+        assert len(parts) > 3
+        np.testing.assert_allclose(np.concatenate([part.x for part in parts], axis=1), whole.x, atol=1e-6)
+        np.testing.assert_array_equal(np.concatenate([part.time_ns for part in parts]), whole.time_ns)
+
+
+def test_rates_are_brought_together_when_the_recipe_says_so(tmp_path: Path) -> None:
+    folder = written(tmp_path, a=recording(400), b=recording(1600, step_ns=SECOND // 4))
+    with pytest.raises(DataError, match=r'resample\.method = "mean" and rate_hz'):
+        data.load(folder, RECIPE)
+    found = data.load(folder, apply_overrides(RECIPE, ["rate_hz=1.0", "resample.method=mean"]))
+    assert found.rate_hz == 1
+    assert any("b.csv: from 4 to 1 samples per second by the mean of each period" in note for note in found.notes)
+    fit = found.fit[:]
+    steps = np.diff(fit[:, 0], axis=1)
+    assert {round(float(step)) for step in np.unique(steps[:, 2:])} == {1, 4}, "four rows of b in one"
+
+
+# Bad input
+
+
+def test_rows_that_go_back_are_refused_or_left_out(tmp_path: Path) -> None:
+    folder = written(tmp_path, a=recording(400))
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    lines[100:100] = lines[90:95]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r'a\.csv:101: time does not increase.*quality\.unordered = "repair"'):
+        data.load(folder, RECIPE)
+    found = data.load(folder, apply_overrides(RECIPE, ["quality.unordered=repair"]))
+    assert [(f.kind, f.figures, f.done) for f in found.quality if f.kind != "duplicate"] == [
+        ("unordered", {"rows": 5.0}, "repaired")
+    ]
+    clean = data.load(written(tmp_path / "clean", a=recording(400)), RECIPE)
+    np.testing.assert_array_equal(found.fit[:], clean.fit[:])
+
+
+def test_absurd_values_are_missing_or_refused(tmp_path: Path) -> None:
+    wild = recording(400)
+    wild.x[1, 50:53] = 1e30
+    wild.x[1, 200] = np.inf
+    folder = written(tmp_path, a=wild)
+    found = data.load(folder, RECIPE)
+    assert np.abs(found.fit[:]).max() < 1000
+    told = [(f.channel, f.figures["values"], f.done) for f in found.quality if f.kind == "absurd"]
+    assert told == [("b", 4.0, "repaired")]
+    with pytest.raises(DataError, match=r"a\.csv: b: 4 values like"):
+        data.load(folder, apply_overrides(RECIPE, ["quality.absurd=refuse"]))
+
+
+def test_strange_windows_are_left_out_when_the_recipe_says_so(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = Recording("r", ("a",), np.arange(4000, dtype=np.int64) * SECOND, rng.normal(size=(1, 4000)).astype(np.float32))
+    whole.x[0, 1000:1100] += 30
+    folder = written(tmp_path, a=whole)
+    warned = data.load(folder, RECIPE)
+    excluded = data.load(folder, apply_overrides(RECIPE, ["quality.strange=exclude"]))
+    assert [(f.kind, f.done) for f in warned.quality] == [("strange", "warned")]
+    assert [(f.kind, f.done) for f in excluded.quality] == [("strange", "excluded")]
+    assert warned.fit[:].max() > 20, "the control"
+    assert max(excluded.fit[:].max(), excluded.calibration[:].max()) < 20
+    with pytest.raises(DataError, match="look unlike the others"):
+        data.load(folder, apply_overrides(RECIPE, ["quality.strange=refuse"]))
+
+
+def test_what_is_excluded_is_gone_and_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    still = Recording("r", ("a", "b"), np.arange(400, dtype=np.int64) * SECOND, rng.normal(size=(2, 400)).astype(np.float32))
+    still.x[1] = 3
+    folder = written(tmp_path, a=still)
+    recipe = apply_overrides(RECIPE, ["quality.constant=exclude"])
+    found = data.load(folder, recipe)
+    assert found.channels == ("a",)
+    assert found.fit.shape[1:] == (1, 16)
+    moving = dataclasses.replace(still, x=rng.normal(size=(2, 400)).astype(np.float32))
+    found = data.load(written(tmp_path, b=moving), recipe)
+    assert found.channels == ("a", "b"), "b lives in one of the two"
+    assert any("left out by [quality]: a.csv" in note for note in found.notes)
+    still.x[0] = 1
+    with pytest.raises(DataError, match="nothing is left"):
+        data.load(written(tmp_path / "still", a=still), recipe)
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(NoInputError):
         data.load([tmp_path / "absent"], RECIPE)
@@ -117,9 +336,8 @@ def test_no_file(tmp_path: Path) -> None:
 def test_held_back_share_is_kept() -> None:
     recipe = msgspec.structs.replace(RECIPE, training=TrainingRecipe(held_back=0.5))
     whole = recording(300)
-    windows = data.cut(whole, 1.0, 16, 4, recipe.missing)
-    fit, held = data.split(windows, whole, recipe)
-    assert len(fit) == pytest.approx(len(held), abs=4)
+    fit, held = data.split(lay_out([whole], 1.0, 16, 4, recipe.missing, Spool(2)), 300, recipe)
+    assert fit.sum() == pytest.approx(held.sum(), abs=4)
 
 
 def test_units_travel_and_must_agree(tmp_path: Path) -> None:
