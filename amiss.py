@@ -152,15 +152,18 @@ def train(
     window: Annotated[int | None, typer.Option(help="Samples per window.", show_default=False)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the folder.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only look at the recordings: what is wrong with them?"),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Learn what normal looks like from recordings without labels."""
     import msgspec
 
-    from edge.errors import UsageError
+    from edge.errors import DataError, UsageError
+    from trainer import data as recordings
     from trainer import recipes
-    from trainer.progress import progress
-    from trainer.train import train as run
 
     plan = recipes.load(recipe) if recipe else recipes.Recipe()
     overrides = list(set_ or []) + ([f"window={window}"] if window else [])
@@ -168,6 +171,24 @@ def train(
     paths = data or [Path(name) for name in plan.data]
     if not paths:
         raise UsageError("nothing to learn from: say --data FILE-or-DIR, or name `data` in the recipe")
+    if recipe is None and not any(pair.partition("=")[0].strip() == "window" for pair in overrides):
+        from trainer.rhythm import suggest_window
+
+        found, why = suggest_window(paths, plan)
+        plan = recipes.apply_overrides(plan, [f"window={found}"])
+        _say(f"window = {found}: {why}; --window or `window` in a recipe says otherwise")
+    if dry_run:
+        material = recordings.load(paths, plan, forgiving=True)
+        data_ = {"channels": material.channels, "units": material.units, "rate_hz": material.rate_hz, "window": plan.window}
+        data_ |= {"hop": plan.hop_samples, "fit_windows": len(material.fit), "calibration_windows": len(material.calibration)}
+        data_ |= {"notes": material.notes, "quality": msgspec.to_builtins(material.quality)}
+        _print(data_, recordings.lines(material, plan), as_json)
+        if any(finding.done == "refused" for finding in material.quality):
+            raise DataError("the recipe refuses these recordings, for the faults above")
+        return
+    from trainer.progress import progress
+    from trainer.train import train as run
+
     with progress("train") as report:
         info = run(plan, paths, out, progress=report, overwrite=overwrite)
     _print(msgspec.to_builtins(info), info.lines(), as_json)

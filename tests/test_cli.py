@@ -227,6 +227,63 @@ def test_training_mistakes(arguments: list[str], code: int, says: str, run: Run,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_tells_what_is_wrong_and_trains_nothing(run: Run, tmp_path: Path) -> None:
+    source, out = recording(tmp_path / "r.csv", rows=2000), tmp_path / "run"
+    whole = read_recording(source)
+    whole.x[1] = 7
+    write_recording(source, whole)
+    code, text, err = run("train", "--data", source, "--out", out, "--dry-run")
+    assert code == 0
+    assert "r.csv: current: always 7 [warned]" in text
+    assert re.search(r"^window = \d+: .*; --window or `window` in a recipe says otherwise$", err, re.MULTILINE)
+    refuse = ("--window", "32", "--set", "quality.constant=refuse")
+    code, text, err = run("train", "--data", source, "--dry-run", "--json", *refuse)
+    assert (code, err.count("\n")) == (65, 1)
+    assert [(f["kind"], f["channel"], f["done"]) for f in json.loads(text)["quality"]] == [("constant", "current", "refused")]
+    code, _, err = run("train", "--data", source, "--out", out, *refuse)
+    assert (code, err.count("\n")) == (65, 1)
+    assert "r.csv: current: always 7 [refused]" in err
+    assert not out.exists()
+
+
+def test_findings_stay_with_the_run(run: Run, tmp_path: Path) -> None:
+    source, out = recording(tmp_path / "r.csv", rows=2000), tmp_path / "run"
+    whole = read_recording(source)
+    whole.x[0, 100] = 1e30
+    write_recording(source, whole)
+    code, text, _ = run("train", "--data", source, "--out", out, "--window", "32", "--set", "training.steps=2")
+    assert code == 0
+    assert "r.csv: vibration: 1 value like 1e+30, taken for missing [repaired]" in text
+    assert [f["kind"] for f in json.loads((out / "run.json").read_text())["quality"]] == ["absurd"]
+
+
+BAD_TRAINING = {
+    "empty folder": ({}, "no recordings in it"),
+    "an image": ({"a.csv": b"\x89PNG\r\n\x1a\n\0\0\xff"}, "not a text file"),
+    "no parquet": ({"a.parquet": b"time,a\n1,2\n"}, "not a whole Parquet file"),
+    "prose": ({"a.csv": b"Dear colleague,\nplease find below\n"}, "no time column"),
+    "one value always": ({"a.csv": b"time,a\n" + b"".join(b"%d,nan\n" % i for i in range(900))}, "no finite value"),
+    "short": ({"a.csv": b"time,a\n1,2\n2,3\n3,4\n"}, "longer than the longest recording, which has 3"),
+    "one row": ({"a.csv": b"time,a\n1,2\n"}, "no recording has more than one row"),
+    "rates": (
+        {f"{hz}.csv": b"time,a\n" + b"".join(b"%.3f,1\n" % (i / hz) for i in range(900)) for hz in (1, 5)},
+        'set resample.method = "mean"',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAINING)
+def test_what_cannot_be_learned_from_is_one_line(name: str, run: Run, tmp_path: Path) -> None:
+    files, says = BAD_TRAINING[name]
+    (tmp_path / "data").mkdir()
+    for file, content in files.items():
+        (tmp_path / "data" / file).write_bytes(content)
+    code, _, err = run("train", "--data", tmp_path / "data", "--out", tmp_path / "run", "--window", "32")
+    assert (code, err.count("\n")) == (65 if files else 66, 1)
+    assert says in err
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
 def test_training_on_recordings_of_different_channels(run: Run, tmp_path: Path) -> None:
     recording(tmp_path / "data" / "a.csv")
     write(tmp_path / "data" / "b.csv", "time,other\n1,2\n2,3\n")

@@ -319,7 +319,7 @@ def unordered(name: str, count: int, rows: int) -> Finding:
 
 def absurd(name: str, channel: str, count: int, largest: float, policy: Literal["repair", "refuse"]) -> Finding:
     refused = policy == "refuse"
-    text = f"{count} values like {largest:.3g}" + ("" if refused else ", taken for missing")
+    text = f"{count} value{'s' if count > 1 else ''} like {largest:.3g}" + ("" if refused else ", taken for missing")
     cure = 'mend the file or set quality.absurd = "repair"' if refused else ""
     figures = {"values": float(count), "largest": largest if math.isfinite(largest) else math.copysign(3.4e38, largest)}
     found = _about("absurd", name, channel, figures, text, cure)

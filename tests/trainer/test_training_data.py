@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edge.errors import DataError, NoInputError
 from edge.sensing.recordings import Recording, write_recording
-from trainer import data
+from trainer import data, rhythm, rows
 from trainer.recipes import Recipe, TrainingRecipe, apply_overrides
 from trainer.windows import Spool, lay_out
 
@@ -113,6 +113,43 @@ def test_refuses_what_holds_no_value(tmp_path: Path) -> None:
         data.load(written(tmp_path / "one", a=empty), RECIPE)
 
 
+# What is found for someone who has recordings and nothing else
+
+
+@pytest.mark.parametrize("period", [5, 24, 90])
+def test_a_rhythm_is_found_under_noise_drift_and_holes(period: int) -> None:
+    rng = np.random.default_rng(period)
+    x = tone(period, 4000).x[0] + rng.normal(0, 0.5, 4000).astype(np.float32) + np.linspace(0, 20, 4000, dtype=np.float32)
+    x[100:120] = np.nan
+    x[7] = 1e30
+    found, likeness = rhythm.rhythm(x)
+    assert found == pytest.approx(period, abs=0.02 * period + 0.5)
+    assert likeness > rhythm.CLEAR
+
+
+def test_where_there_is_none_none_is_found() -> None:
+    rng = np.random.default_rng(0)
+    for x in (rng.normal(size=4000), np.cumsum(rng.normal(size=4000)), np.full(4000, 3.0), np.full(4000, np.nan)):
+        assert rhythm.rhythm(x.astype(np.float32))[1] < rhythm.CLEAR
+
+
+def test_a_window_is_suggested_and_why(tmp_path: Path) -> None:
+    window, why = rhythm.suggest_window(written(tmp_path / "tone", a=tone(24, 5000)), Recipe())
+    assert (window, why) == (192, "a of a.csv repeats itself every 24 samples (autocorrelation 1.00)")
+    window, why = rhythm.suggest_window(written(tmp_path / "short", a=tone(24, 600)), Recipe())
+    assert window == 24
+    assert why.endswith("a longer one would leave too few windows")
+    window, why = rhythm.suggest_window(written(tmp_path / "none", a=recording(2000)), Recipe())
+    assert (window, why) == (32, "nothing in them clearly repeats itself")
+
+
+@pytest.mark.parametrize("n", [420, 1000, 3000])
+def test_the_suggested_window_can_be_trained_on(tmp_path: Path, n: int) -> None:
+    folder = written(tmp_path, a=tone(100, n))
+    window, _ = rhythm.suggest_window(folder, Recipe())
+    data.load(folder, apply_overrides(Recipe(), [f"window={window}"]))
+
+
 # Nothing leaks
 
 
@@ -201,8 +238,8 @@ def test_common_channels(tmp_path: Path) -> None:
 def resampled(whole: Recording, rate_hz: float, *, mean: bool, max_fill: int = 3) -> Recording:
     with tempfile.TemporaryDirectory() as folder:
         write_recording(Path(folder) / "r.csv", whole)
-        [source], _ = data._rows_on_disk(["r"], [Path(folder) / "r.csv"], RECIPE, None)
-    [part] = data.resample(source, source.rate_hz, rate_hz, max_fill, mean=mean)
+        [source], _ = rows.rows_on_disk(["r"], [Path(folder) / "r.csv"], RECIPE, None)
+    [part] = rows.resample(source, source.rate_hz, rate_hz, max_fill, mean=mean)
     return part
 
 
@@ -241,11 +278,11 @@ def test_resampling_invents_nothing_in_gaps() -> None:
 def test_long_recordings_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     for rate_hz, mean in ((2.5, False), (0.3, True)):
         whole = resampled(tone(20), rate_hz, mean=mean)
-        monkeypatch.setattr(data, "ROWS_PER_PART", 77)
+        monkeypatch.setattr(rows, "ROWS_PER_PART", 77)
         with tempfile.TemporaryDirectory() as folder:
             write_recording(Path(folder) / "r.csv", tone(20))
-            [source], _ = data._rows_on_disk(["r"], [Path(folder) / "r.csv"], RECIPE, None)
-        parts = list(data.resample(source, 1.0, rate_hz, 3, mean=mean))
+            [source], _ = rows.rows_on_disk(["r"], [Path(folder) / "r.csv"], RECIPE, None)
+        parts = list(rows.resample(source, 1.0, rate_hz, 3, mean=mean))
         monkeypatch.undo()
         assert len(parts) > 3
         np.testing.assert_allclose(np.concatenate([part.x for part in parts], axis=1), whole.x, atol=1e-6)
