@@ -25,7 +25,7 @@ from trainer import quality
 from trainer.quality import Finding
 from trainer.recipes import Recipe
 from trainer.rows import Source, resample, rows_on_disk
-from trainer.windows import Spool, Strip, WindowArray, WindowSet, lay_out
+from trainer.windows import Spool, Strip, WindowArray, WindowSet, batches, lay_out
 
 FEWEST_WINDOWS = 32
 """Below this many windows to learn from there is nothing to be learned."""
@@ -324,7 +324,7 @@ def _strange(
 
 
 def _figures(windows: WindowSet) -> Float64:
-    parts = [quality.figures_of(windows[at : at + 4096]) for at in range(0, len(windows), 4096)]
+    parts = [quality.figures_of(some) for some in batches(windows)]
     return np.concatenate(parts) if parts else np.empty((0, 3 * windows.shape[1]))
 
 

@@ -9,7 +9,7 @@ from trainer.pretexts import Pretext
 from trainer.pretexts.combined import Combined
 from trainer.pretexts.embedding import embed
 from trainer.recipes import Recipe
-from trainer.windows import WindowArray
+from trainer.windows import WindowArray, batches
 
 CLIP = 10.0
 """Spreads. Beyond it strange is strange; without it one huge value would set the int8 range of everything behind."""
@@ -47,9 +47,10 @@ class Detector(nn.Module):
         Of more than `MOST_NORMALISED` windows that many serve, evenly taken.
         """
         evenly = np.linspace(0, len(windows) - 1, min(len(windows), MOST_NORMALISED)).astype(np.int64)
-        parts = [windows[some] for some in np.array_split(evenly, -(-len(evenly) // 4096))]
-        levels = np.concatenate([part.mean(axis=2, dtype=np.float64) for part in parts])  # (B, C)
-        variance = np.concatenate([part.var(axis=2, dtype=np.float64) for part in parts])  # (B, C)
+        moments = [
+            (part.mean(axis=2, dtype=np.float64), part.var(axis=2, dtype=np.float64)) for part in batches(windows, evenly)
+        ]
+        levels, variance = (np.concatenate(part) for part in zip(*moments, strict=True))  # (B, C) each
         mean, between = levels.mean(axis=0), levels.std(axis=0)
         # The usual window, not the mean one: a single start-up in the recordings would make everything else look still.
         within = np.maximum(np.sqrt(np.median(variance, axis=0)), 0.1 * np.sqrt(variance.mean(axis=0)))

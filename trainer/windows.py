@@ -6,6 +6,7 @@ nothing of them is left behind.
 """
 
 import contextlib
+import math
 import mmap
 import tempfile
 import weakref
@@ -26,6 +27,8 @@ from edge.signal import Float32, Int64, Samples
 FORGET_BYTES = 64 * 1024 * 1024
 """Of a mapped file, after which its pages are given back. They stay in the cache of the system, which takes what is free, but
 no longer count as this process's memory."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""Of windows that are looked at together; what is computed from them takes a few times as much."""
 AROUND_BYTES = 64 * 1024
 """What Linux maps around a place that is looked at."""
 
@@ -136,10 +139,12 @@ class WindowSet:
         return found
 
 
-def batches(windows: WindowArray, size: int = 4096) -> Iterator[Float32]:
-    """All windows in order, some at a time."""
-    for at in range(0, len(windows), size):
-        yield windows[at : at + size]
+def batches(windows: WindowArray, index: Int64 | None = None) -> Iterator[Float32]:
+    """The windows that `index` names, or all, in order; as many at a time as fit into `BATCH_BYTES`."""
+    count = len(windows) if index is None else len(index)
+    size = max(1, BATCH_BYTES // (4 * math.prod(windows.shape[1:])))
+    for at in range(0, count, size):
+        yield windows[at : at + size] if index is None else windows[index[at : at + size]]
 
 
 def lay_out(parts: Iterable[Recording], rate_hz: float, length: int, hop: int, missing: MissingPolicy, store: Spool) -> Strip:

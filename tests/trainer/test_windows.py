@@ -67,14 +67,16 @@ def ramp(n: int) -> Recording:
     return Recording("r", ("a", "b"), np.arange(n, dtype=np.int64) * SECOND, x)
 
 
-def test_indexed_as_an_array_is() -> None:
+def test_indexed_as_an_array_is(monkeypatch: pytest.MonkeyPatch) -> None:
     windows, _ = laid_out([ramp(100)], 8, 3, MissingPolicy())
     whole = windows[:]
     as_array: WindowArray = whole  # a plain array serves as well
     for index in (np.array([5, 0, 5]), np.empty(0, np.int64), slice(2, 9, 3), slice(0, 0)):
         np.testing.assert_array_equal(windows[index], as_array[index])
         assert windows[index].dtype == np.float32
-    np.testing.assert_array_equal(np.concatenate(list(batches(windows, 7))), whole)
+    monkeypatch.setattr("trainer.windows.BATCH_BYTES", 7 * whole[0].nbytes)
+    np.testing.assert_array_equal(np.concatenate(list(batches(windows))), whole)
+    assert [len(batch) for batch in batches(as_array, np.arange(0, 20, 2))] == [7, 3]
     got = windows[:1]
     got[:] = -1  # a copy: what is stored stays
     assert windows[:1][0, 0, 0] == 0
