@@ -183,8 +183,8 @@ def train(
         data_ |= {"hop": plan.hop_samples, "fit_windows": len(material.fit), "calibration_windows": len(material.calibration)}
         data_ |= {"notes": material.notes, "quality": msgspec.to_builtins(material.quality)}
         _print(data_, recordings.lines(material, plan), as_json)
-        if any(finding.done == "refused" for finding in material.quality):
-            raise DataError("the recipe refuses these recordings, for the faults above")
+        if material.trouble:
+            raise DataError(material.trouble)
         return
     from trainer.progress import progress
     from trainer.train import train as run

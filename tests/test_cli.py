@@ -244,6 +244,12 @@ def test_a_dry_run_tells_what_is_wrong_and_trains_nothing(run: Run, tmp_path: Pa
     assert (code, err.count("\n")) == (65, 1)
     assert "r.csv: current: always 7 [refused]" in err
     assert not out.exists()
+    whole.x[1, :1500] = np.nan
+    write_recording(source, whole)
+    code, text, err = run("train", "--data", source, "--dry-run", "--window", "128")
+    assert "r.csv: current: 75% of the values are missing [warned]" in text, "what was found is told when it is not enough, too"
+    assert (code, err.count("\n")) == (65, 1)
+    assert "windows to learn from" in err
 
 
 def test_findings_stay_with_the_run(run: Run, tmp_path: Path) -> None:

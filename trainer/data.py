@@ -57,6 +57,8 @@ class TrainingData:
     """What was inferred or left out, one line each, for a person."""
     quality: tuple[Finding, ...] = ()
     """What was found wrong with the recordings, and what was done about it."""
+    trouble: str = ""
+    """Why nothing can be learned from them; only where that was asked for."""
 
 
 def load(paths: Iterable[Path], recipe: Recipe, folder: Path | None = None, *, forgiving: bool = False) -> TrainingData:
@@ -64,7 +66,8 @@ def load(paths: Iterable[Path], recipe: Recipe, folder: Path | None = None, *, f
     system's) for as long as the windows are in use.
 
     Raises `NoInputError` for files that are not there, `DataError`, with the cure, for recordings that cannot be used or that
-    the recipe's policy refuses (`forgiving` only marks those), and `StorageError` when the samples do not fit on the disk.
+    the recipe's policy refuses, and `StorageError` when the samples do not fit on the disk. `forgiving`: what is refused, or
+    too little to learn from, is said in `trouble` instead.
     """
     files = find_recordings(paths)
     names = unique_names(files)
@@ -91,13 +94,17 @@ def load(paths: Iterable[Path], recipe: Recipe, folder: Path | None = None, *, f
     fit, held_back = _split(sources, strips, usable, embargo_s, recipe)
     size = len(sources[0].channels), recipe.window
     x, held = WindowSet(store, fit, *size), WindowSet(store, held_back, *size)
-    _require_enough(sources, x, held, recipe)
+    trouble = _not_enough(sources, x, held, recipe)
+    if trouble and not forgiving:
+        raise DataError(trouble)
+    if any(finding.done == "refused" for finding in findings):
+        trouble = "the recipe refuses these recordings, for the faults above"
     digests = {name: _digest(file) for name, file in zip(names, files, strict=True)}
     channels = sources[0].channels
     if not units:
         notes.append("no units in the headers; write a channel as `current [A]` and alerts will say so")
     kept_units = {name: unit for name, unit in units.items() if name in channels}
-    return TrainingData(channels, kept_units, rate_hz, x, held, digests, tuple(notes), tuple(findings))
+    return TrainingData(channels, kept_units, rate_hz, x, held, digests, tuple(notes), tuple(findings), trouble)
 
 
 def lines(found: TrainingData, recipe: Recipe) -> list[str]:
@@ -373,28 +380,28 @@ def _neighbours(sources: list[Source], embargo_s: float) -> Iterator[tuple[int, 
             yield j, i
 
 
-def _require_enough(sources: list[Source], fit: WindowArray, calibration: WindowArray, recipe: Recipe) -> None:
+def _not_enough(sources: list[Source], fit: WindowArray, calibration: WindowArray, recipe: Recipe) -> str:
+    """Why nothing can be learned from so little, and the cure; empty when it can."""
     finite = np.stack([source.finite for source in sources])  # (recordings, C)
     if not finite.any():
-        raise DataError("the recordings hold no finite value")
+        return "the recordings hold no finite value"
     for channel, name in enumerate(sources[0].channels):
         if not finite[:, channel].any():
-            raise DataError(
+            return (
                 f'channel {name} has no finite value in any recording; leave the column out, or set quality.missing = "exclude"'
             )
     longest = max(len(source) for source in sources)
     if longest < recipe.window:
-        raise DataError(
+        return (
             f"the window of {recipe.window} samples is longer than the longest recording, which has {longest}; "
             f"set window to at most {max(8, longest // 8)}, or record for longer"
         )
     cure = f"record for longer, or set a window shorter than {recipe.window} or a hop shorter than {recipe.hop_samples}"
     if len(fit) < FEWEST_WINDOWS:
-        raise DataError(f"only {len(fit)} windows to learn from, at least {FEWEST_WINDOWS} are needed; {cure}")
+        return f"only {len(fit)} windows to learn from, at least {FEWEST_WINDOWS} are needed; {cure}"
     if len(calibration) < FEWEST_CALIBRATION:
-        raise DataError(
-            f"only {len(calibration)} windows held back for calibration, at least {FEWEST_CALIBRATION} are needed; {cure}"
-        )
+        return f"only {len(calibration)} windows held back for calibration, at least {FEWEST_CALIBRATION} are needed; {cure}"
+    return ""
 
 
 def _digest(file: Path) -> str:
