@@ -164,6 +164,10 @@ def train(
     from edge.errors import DataError, UsageError
     from trainer import data as recordings
     from trainer import recipes
+    from trainer.progress import progress
+
+    if not dry_run:  # before anything is read: without torch there is nothing to read it for
+        from trainer.train import train as run
 
     plan = recipes.load(recipe) if recipe else recipes.Recipe()
     overrides = list(set_ or []) + ([f"window={window}"] if window else [])
@@ -186,9 +190,6 @@ def train(
         if material.trouble:
             raise DataError(material.trouble)
         return
-    from trainer.progress import progress
-    from trainer.train import train as run
-
     with progress("train") as report:
         info = run(plan, paths, out, progress=report, overwrite=overwrite)
     _print(msgspec.to_builtins(info), info.lines(), as_json)

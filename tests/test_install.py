@@ -13,7 +13,19 @@ from small_bundle import CHANNELS, build, normal
 from edge.sensing.recordings import Recording, write_recording
 
 REPOSITORY = Path(__file__).parents[1]
-HEAVY = {"torch", "onnx", "onnxscript", "scipy", "pandas", "scikit-learn", "matplotlib", "iotcore", "sympy", "pydantic"}
+HEAVY = {
+    "torch",
+    "onnx",
+    "onnxscript",
+    "scipy",
+    "pandas",
+    "scikit-learn",
+    "matplotlib",
+    "iotcore",
+    "sympy",
+    "pydantic",
+    "pyarrow",
+}
 
 
 @pytest.mark.slow
