@@ -532,6 +532,7 @@ def _map(found: Map | None, points: Points | None) -> list[str]:
 
 def _about(found: Examination) -> list[str]:
     e = found.evaluation
+    low, high = e.false_alarms_per_day_95 or (None, None)
     facts: list[list[Cell]] = [
         ["bundle", f"{found.name} {found.version}"],
         ["digest (SHA-256)", e.bundle],
@@ -542,6 +543,9 @@ def _about(found: Examination) -> list[str]:
         ["samples per second", found.rate_hz],
         ["threshold of the alerts, p ≤", e.p_value],
         ["hours of labelled normal running", e.normal_h],
+        ["false alarms a day, with 95 % confidence at least", low],
+        ["… at most", high],
+        ["recordings compared with simple methods", found.comparison.recordings if found.comparison else None],
         ["format of report.json", found.format],
     ]
     notes = [f"<li>{escape(note)}</li>" for note in found.notes]
