@@ -416,10 +416,9 @@ def _blame(found: Sequence[Blame], overall: float | None) -> list[str]:
     rows: list[list[Cell]] = [[one.fault, one.windows, one.noticed, one.right] for one in found]
     rows.append(["all", sum(one.windows for one in found), None, overall])
     return [
-        "<p>A fault was put into one known channel of normal windows, the channels in turn. Of the windows that were "
-        "noticed, in how "
-        "many does that channel get most of the blame? What changes only how channels go together (warp, swap) has no single "
-        "culprit, and is noticed seldom.</p>",
+        "<p>A fault was put into one known channel of windows that were not strange before, the channels in turn. Of those "
+        "that were noticed, in how many does that channel get most of the blame? What changes only how channels go together "
+        "(warp, swap) has no single culprit, and is noticed seldom.</p>",
         _table(
             "Faults in a known channel",
             ["fault", "windows", "share noticed", "of those blamed rightly"],

@@ -284,7 +284,8 @@ def find_normal(bundle: Bundle, files: Sequence[Path], judged: Sequence[Judged])
         if not unseen:
             notes.append(
                 "the model has learned from every recording of --normal: they say nothing about its promise; the rows before "
-                "the first label of each labelled recording stand in"
+                "the first label of each labelled recording stand in (if it learned from those too, as other files, nobody "
+                "noticed)"
             )
             return Normal(tuple(given), _leading_parts(bundle, judged, known), tuple(notes))
         return Normal(tuple(given), tuple(unseen), tuple(notes))

@@ -71,6 +71,7 @@ class Blame(msgspec.Struct, frozen=True, kw_only=True):
 
     fault: str
     windows: int
+    """That were not strange before."""
     noticed: float
     """Share with p at or below the threshold of the alerts."""
     right: float | None
@@ -209,7 +210,9 @@ def gather(bundle: Bundle, unseen: Sequence[Recording], judged: Sequence[Judged]
     def stretches(recording: Recording, hop: int) -> Float32:
         return cut(recording, manifest.rate_hz, longer, hop, manifest.missing).x
 
-    found = [stretches(recording, length) for recording in unseen]
+    # Where there is little of it, stretches overlap: a rough figure is better than one from a handful of windows.
+    plenty = sum(len(recording.time_ns) for recording in unseen) >= MOST * longer
+    found = [stretches(recording, length if plenty else max(1, length // 4)) for recording in unseen]
     normal: Float32 = thinned(np.concatenate(found)) if found else np.empty((0, 0, 0), np.float32)
     if not len(normal):
         return None
@@ -273,18 +276,23 @@ def against(strange: WindowVerdicts, ordinary: WindowVerdicts) -> float | None:
 
 
 def blame(bundle: Bundle, material: Material, fault: str, seed: int = 0) -> Blame:
-    """Put `fault`, one of `edge.scoring.inject.INJECTIONS`, into one channel of each normal window, the channels in turn."""
+    """Put `fault`, one of `edge.scoring.inject.INJECTIONS`, into one channel of each normal window, the channels in turn.
+
+    Windows that were strange without it are left out: their blame is for something else.
+    """
     rng = np.random.default_rng(seed)
+    alpha = bundle.pipeline().policy.p_value
     x = middle(material.normal, material.length)
+    x = x[judge_windows(bundle, x).p_value > alpha]
     channels: Int64 = np.arange(len(x)) % x.shape[1]
     for window, channel in zip(x, channels, strict=True):
         only = slice(channel, channel + 1)  # what has one channel puts its fault there, whichever it would choose
         window[only] = INJECTIONS[fault](window[only], material.within[only], rng)
     found = judge_windows(bundle, x)
-    noticed = found.p_value <= bundle.pipeline().policy.p_value
+    noticed = found.p_value <= alpha
     return Blame(
         fault=fault,
         windows=len(x),
-        noticed=float(noticed.mean()),
+        noticed=float(noticed.mean()) if len(x) else 0.0,
         right=float((found.shares[noticed].argmax(axis=1) == channels[noticed]).mean()) if noticed.any() else None,
     )
