@@ -29,7 +29,15 @@ datasets_app = typer.Typer(help="Public recordings to try amiss on.", no_args_is
 app.add_typer(config_app, name="config")
 app.add_typer(datasets_app, name="datasets")
 
-EXTRAS = {"torch": "train", "onnx": "train", "onnxscript": "train", "pyarrow": "train", "iotcore": "demo", "matplotlib": "demo"}
+EXTRAS = {
+    "torch": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "rich": "train",
+    "pyarrow": "train",
+    "iotcore": "demo",
+    "matplotlib": "demo",
+}
 """Modules that a device does not have, and the extra that brings them."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -72,6 +72,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
             for f in self.recordings
         ]
         per_day = "unknown" if self.false_alarms_per_day is None else f"{self.false_alarms_per_day:.3g}"
+        if self.false_alarms_per_day_95 is not None:
+            per_day += " ({:.3g} to {:.3g} with 95 % confidence)".format(*self.false_alarms_per_day_95)
         return [
             head,
             *rows,

@@ -199,18 +199,17 @@ def examine(
     """Everything that can be measured with what is given. Raises as `evaluate` does."""
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
-    tell = _Steps(progress, 8 + len(INJECTIONS) + len(stress.troubles(len(bundle.channels))) + (3 if twins else 0))
-    tell("the recordings")
-    judged = judge(bundle, data)
+    data = find_recordings(data)
+    tell = _Steps(progress, 3 + 2 * len(data) + len(INJECTIONS) + len(stress.troubles(len(bundle.channels))) + 3 * bool(twins))
+    judged = judge(bundle, data, lambda step: tell(f"judging {step.text}") if step.step < step.steps else None)
     if twins:
         other = [Bundle.open(path) for path in (twins.float32, twins.untrained)]
     evaluation = summarise(bundle, judged)
     tell("normal running")
     ordinary = find_normal(bundle, find_recordings(normal) if normal else [], judged)
     notes = [*ordinary.notes]
-    tell("simple methods")
     beside = {"float32 twin": other[0], "untrained encoder": other[1]} if twins else {}
-    comparison, left_out = compare(bundle, judged, ordinary, beside)
+    comparison, left_out = compare(bundle, judged, ordinary, beside, tell)
     notes += left_out
     tell("the promise")
     verdicts = [judge_recording(bundle, one) for one in ordinary.unseen]
@@ -337,7 +336,7 @@ def findings(one: Judged, grace_s: float) -> list[Finding]:
 
 
 def compare(
-    bundle: Bundle, judged: Sequence[Judged], normal: Normal, beside: dict[str, Bundle]
+    bundle: Bundle, judged: Sequence[Judged], normal: Normal, beside: dict[str, Bundle], tell: Callable[[str], None]
 ) -> tuple[Comparison | None, list[str]]:
     """The bundle, `beside` and the simple methods on the same rows; and what was left out."""
     manifest = bundle.manifest
@@ -346,6 +345,7 @@ def compare(
     figures: dict[str, list[tuple[float | None, float | None, float | None]]] = {}
     used = 0
     for one in judged:
+        tell(f"simple methods on {one.figures.name}")
         recording, found = one.recording, normal.for_case(one.recording)
         if recording.label is None or found is None or len(found[0].time_ns) < 2 * length:
             continue
@@ -487,7 +487,12 @@ def _at_once(out: Path) -> Iterator[Path]:
         before = draft.with_name(draft.name + ".before")
         if out.exists():
             os.replace(out, before)
-        os.replace(draft, out)
+        try:
+            os.replace(draft, out)
+        except OSError:
+            if before.exists():
+                os.replace(before, out)
+            raise
         shutil.rmtree(before, ignore_errors=True)
     except OSError as error:
         raise CannotCreateError(f"{out}: cannot be written: {error.strerror or error}") from None
