@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edge.sensing.recordings import Recording
+from trainer import baselines
 from trainer.baselines import centred, kmeans, mean_abs, pca_residual, standardised
 from trainer.metrics import auroc
 
@@ -56,7 +57,24 @@ def test_missing_values_and_still_channels() -> None:
     assert np.abs(test).max() <= 20
 
 
+def test_pca_residual_is_the_distance_from_the_plane() -> None:
+    rng = np.random.default_rng(0)
+    plane = np.array([[3.0, 0, 0], [0, 2.0, 0]])
+    rows = (rng.normal(size=(500, 2)) @ plane + [5, 5, 5]).astype(np.float32)
+    off = rows[:50] + np.array([0, 0, 2], np.float32)
+    np.testing.assert_allclose(pca_residual(rows, off, 0, length=1), 4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_slices_are_all_windows_in_order(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.arange(60, dtype=np.float32).reshape(30, 2)
+    monkeypatch.setattr(baselines, "SLICE", 7)
+    expected = [rows[at : at + 5].T.ravel() for at in range(0, 26, stride)]
+    np.testing.assert_array_equal(np.concatenate(list(baselines.slices(rows, 5, stride))), expected)
+
+
 def test_centred() -> None:
+    assert centred(np.arange(26.0), 30, 5)[[0, 1, 2, 3, 27, 28, 29]].tolist() == [0, 0, 0, 1, 25, 25, 25]
     assert centred(np.arange(5.0), 8, 4).tolist() == [0, 0, 1, 2, 3, 4, 4, 4]
     # Windows of 4 at rows 0, 2 and 4; the middle of the one at 2 is row 3.
     assert centred(np.arange(3.0), 8, 4, 2)[[0, 3, 7]].tolist() == [0, 1, 2]
