@@ -29,7 +29,15 @@ datasets_app = typer.Typer(help="Public recordings to try amiss on.", no_args_is
 app.add_typer(config_app, name="config")
 app.add_typer(datasets_app, name="datasets")
 
-EXTRAS = {"torch": "train", "onnx": "train", "onnxscript": "train", "pyarrow": "train", "iotcore": "demo", "matplotlib": "demo"}
+EXTRAS = {
+    "torch": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "rich": "train",
+    "pyarrow": "train",
+    "iotcore": "demo",
+    "matplotlib": "demo",
+}
 """Modules that a device does not have, and the extra that brings them."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -277,15 +285,56 @@ def score(
 def evaluate(
     bundle: BundleFile,
     data: Annotated[list[Path], typer.Argument(help="Labelled recordings: files or folders.", show_default=False)],
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for report.html and report.json: stress tests, calibration, simple methods.", show_default=False
+        ),
+    ] = None,
+    normal: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --report: recordings of normal running, best some it has not learned from.", show_default=False
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --report: the run it was made from, for attacks, float twin and untrained encoder.", show_default=False
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the report that is in the folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Judge a bundle on labelled recordings, through the same pipeline that the device runs."""
     import msgspec
 
-    from trainer.evaluate import evaluate as judge
+    from trainer.progress import progress
 
-    result = judge(bundle, data)
-    _print(msgspec.to_builtins(result), result.lines(), as_json)
+    if report is None:
+        from edge.errors import UsageError
+        from trainer.evaluate import evaluate as judge
+
+        if normal or run or overwrite:
+            raise UsageError("--normal, --run and --overwrite belong to --report DIR")
+        with progress("evaluate") as tell:
+            result = judge(bundle, data, tell)
+        _print(msgspec.to_builtins(result), result.lines(), as_json)
+        return
+    import tempfile
+
+    from trainer import report as reports
+
+    reports.refuse_existing(report, overwrite)
+    with progress("evaluate") as tell, tempfile.TemporaryDirectory(prefix="amiss-evaluate-") as folder:
+        twins = None
+        if run is not None:
+            from quantize.twins import make_twins
+
+            twins = make_twins(bundle, run, normal or [], Path(folder), tell)
+        found, drawn = reports.examine(bundle, data, normal or [], twins, tell)
+    reports.write(report, found, drawn, overwrite=overwrite)
+    _print(msgspec.to_builtins(found), [*found.lines(), f"{report / 'report.html'}"], as_json)
 
 
 @app.command()

@@ -33,17 +33,19 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from benchmarks.baselines import BASELINES, standardised
+from benchmarks.baselines import BASELINES
 from benchmarks.detect_data import SETS, Case, Group
 from edge.bundle import Bundle
 from edge.operating.commission import WINDOWS
 from edge.operating.score import judge_recording, rows_to_windows
 from edge.scoring.backends import run_in_slices
 from edge.scoring.commission import fit_head
+from edge.scoring.explain import movement
 from edge.sensing.recordings import Recording, write_recording
 from edge.signal import Float64
 from quantize import quantize
 from quantize.parity import Budget
+from trainer.baselines import standardised
 from trainer.data import cut
 from trainer.metrics import Label, auc_pr, auroc
 from trainer.recipes import Recipe
@@ -143,7 +145,7 @@ def commissioned(bundle: Bundle, normal: Recording) -> Bundle:
     manifest = bundle.manifest
     hop = max(1, min(manifest.hop, len(normal.time_ns) // WINDOWS))
     windows = cut(normal, manifest.rate_hz, manifest.window, hop, manifest.missing)
-    head = fit_head(manifest.scorer, run_in_slices(bundle.backend, windows.x), -(-manifest.window // hop))
+    head = fit_head(manifest.scorer, run_in_slices(bundle.backend, windows.x), movement(windows.x), -(-manifest.window // hop))
     return Bundle(
         manifest,
         bundle.digest,

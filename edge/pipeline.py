@@ -14,7 +14,7 @@ from edge.event import Event
 from edge.scoring.alerts import Alarm, AlarmPolicy
 from edge.scoring.backends import Backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
-from edge.scoring.explain import Explainer
+from edge.scoring.explain import Explainer, movement
 from edge.scoring.scorers import Scorer, features
 from edge.sensing.windows import Windower
 from edge.signal import Bool, Float32, Float64, Gap, Int64, Samples
@@ -79,7 +79,7 @@ class Pipeline:
         outputs = run_in_slices(self._backend, windows.x)
         score = self._scorer.score(features(outputs))
         p_value = self._calibrator.p_value(score)
-        shares = self._explainer.shares(outputs)
+        shares = self._explainer.shares(outputs, movement(windows.x))
         alerts, active = self.alarm.update(windows.end_ns, score, p_value, shares)
         return Verdicts(windows.start_ns, windows.end_ns, score, p_value, shares, active, (*events, *alerts))
 

@@ -17,7 +17,7 @@ from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, w
 from edge.errors import DataError
 from edge.scoring.backends import open_backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
-from edge.scoring.explain import Explainer
+from edge.scoring.explain import Explainer, movement
 from edge.scoring.inject import inject, usual_spread
 from edge.scoring.scorers import SCORERS, features
 from edge.sensing.windows import MissingPolicy
@@ -60,7 +60,7 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, about: Des
         calibrator = Calibrator.fit(scorer.score(features(held_back)))
     except ValueError as error:
         raise DataError(f"{out}: {error}; train again on more or other recordings") from None
-    explainer = Explainer.fit(held_back)
+    explainer = Explainer.fit(held_back, movement(calibration))
     golden_x = _golden(calibration)
     outputs = run_in_slices(backend, golden_x)
     golden = Golden(golden_x, outputs, scorer.score(features(outputs)))

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, write_bundle
 from edge.scoring.backends import OUTPUTS, OnnxBackend, run_in_slices
 from edge.scoring.calibrate import Calibrator
-from edge.scoring.explain import Explainer
+from edge.scoring.explain import Explainer, movement
 from edge.scoring.scorers import SCORERS, features
 from edge.sensing.windows import MissingPolicy
 
@@ -68,7 +68,7 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     )
     return manifest, {
         "model.onnx": model,
-        "head.npz": pack_head(fitted, calibrator, Explainer.fit(outputs)),
+        "head.npz": pack_head(fitted, calibrator, Explainer.fit(outputs, movement(x))),
         "golden.npz": pack_golden(Golden(x[:4], golden, fitted.score(features(golden)))),
         "README.md": b"# small\n",
         "bom.cdx.json": b"{}\n",

@@ -361,6 +361,25 @@ def test_simulate_train_quantize_inspect_score_evaluate(run: Run, tmp_path: Path
     assert 0 <= json.loads(out)["auroc"] <= 1
 
 
+def test_a_report(run: Run, bundle: Path, tmp_path: Path) -> None:
+    live, out = recording(tmp_path / "live.csv", 900, fault_at=700), tmp_path / "report"
+    command = ("evaluate", bundle, live, "--normal", recording(tmp_path / "normal.csv", 1200), "--report", out)
+    code, text, err = run(*command)
+    assert code == 0, err
+    assert str(out / "report.html") in text
+    assert "evaluate" in err
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.json"]
+    code, _, err = run(*command)
+    assert code == 73
+    assert "--overwrite" in err
+    code, text, _ = run(*command, "--overwrite", "--json")
+    assert code == 0
+    assert json.loads(text) == json.loads((out / "report.json").read_text("utf-8"))
+    code, _, err = run("evaluate", bundle, live, "--normal", live)
+    assert code == 2
+    assert "--report" in err
+
+
 # The device
 
 

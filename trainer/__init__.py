@@ -8,6 +8,7 @@
 - `rows`, `windows`: where samples lie while they are used;
 - `encoders`, `pretexts`: one file per idea; `model` puts normalisation, encoder and residual into the exported graph;
 - `train`: the loop (read this first);
-- `evaluate`, `metrics`: labelled recordings through `edge.pipeline`, and figures;
+- `evaluate`, `metrics`, `baselines`: labelled recordings through `edge.pipeline`, and figures, beside simple methods;
+- `report`: all that can be measured, on one page (`page`, `svg`): `promise`, `stress`, `adversarial`;
 - `datasets`, `download`, `conversions`: public data sets, fetched by commit, proven, and turned into recordings.
 """

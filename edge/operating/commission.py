@@ -4,14 +4,17 @@ import hashlib
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from edge.bundle import Bundle, Golden, members_of, pack_golden, pack_head, write_bundle
 from edge.errors import DataError
 from edge.scoring.backends import Outputs, run_in_slices
 from edge.scoring.commission import fit_head
+from edge.scoring.explain import movement
 from edge.scoring.scorers import features
 from edge.sensing.recordings import find_recordings, match_channels, read_recording
 from edge.sensing.windows import Windower
+from edge.signal import Float32
 
 WINDOWS = 2000
 """Aimed at per recording: more of them overlap more and say little more."""
@@ -25,6 +28,7 @@ def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
     parts: list[Outputs] = []
+    movements: list[Float32] = []
     digests: dict[str, str] = {}
     overlap = 1
     for path in find_recordings(normal):
@@ -35,12 +39,13 @@ def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
             windows = windower.feed(samples)
             if len(windows):
                 parts.append(run_in_slices(bundle.backend, windows.x))
+                movements.append(movement(windows.x))
         overlap = max(overlap, -(-manifest.window // hop))
         digests[f"commissioned/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         if not parts:
             raise ValueError(f"nowhere are {manifest.window} samples in a row usable")
-        head = fit_head(manifest.scorer, Outputs.concatenate(parts), overlap)
+        head = fit_head(manifest.scorer, Outputs.concatenate(parts), np.concatenate(movements), overlap)
     except ValueError as error:
         raise DataError(f"{', '.join(map(str, normal))}: {error}; record for longer") from None
     outputs = run_in_slices(bundle.backend, bundle.golden.x)

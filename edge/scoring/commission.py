@@ -12,6 +12,7 @@ from edge.scoring.backends import Outputs
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.explain import Explainer
 from edge.scoring.scorers import SCORERS, Scorer, features
+from edge.signal import Float32
 
 FOLDS = 5
 FEWEST = 40
@@ -27,8 +28,8 @@ class Head:
     explainer: Explainer
 
 
-def fit_head(scorer: str, outputs: Outputs, overlap: int) -> Head:
-    """A head from consecutive normal windows; raises ValueError when they are too few.
+def fit_head(scorer: str, outputs: Outputs, movement: Float32, overlap: int) -> Head:
+    """A head from consecutive normal windows and the movement in them; raises ValueError when they are too few.
 
     An hour of one machine is too little to set a third of it aside. So the calibration is crossed: each of `FOLDS` blocks is
     scored by a scorer fitted to the other blocks, and the scorer that ships is fitted to all of them (Vovk 2015,
@@ -43,4 +44,4 @@ def fit_head(scorer: str, outputs: Outputs, overlap: int) -> Head:
     for start, stop in pairwise(edges.tolist()):
         others = np.r_[0 : max(0, start - overlap), min(len(z), stop + overlap) : len(z)]
         scores.append(kind.fit(z[others]).score(z[start:stop]))
-    return Head(kind.fit(z), Calibrator.fit(np.concatenate(scores)), Explainer.fit(outputs))
+    return Head(kind.fit(z), Calibrator.fit(np.concatenate(scores)), Explainer.fit(outputs, movement))

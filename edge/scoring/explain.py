@@ -1,4 +1,4 @@
-"""Which channels are to blame: whose shape or level is out of the ordinary, in units of what is ordinary for it."""
+"""Which channels are to blame: whose shape, level or movement is out of the ordinary, in units of what is ordinary for it."""
 
 from typing import Self
 
@@ -11,25 +11,32 @@ from edge.signal import Float32
 class Explainer:
     """Shares of blame, made to add up to 1.
 
-    Per channel: how far the logarithm of its residual lies above its normal median, plus how far its level lies from its
-    normal median on either side, both in spreads (quartile distances) and both only beyond the first spread.
+    Per channel: how far the logarithm of its residual, its level and the logarithm of its movement lie from their normal
+    medians, on either side, in spreads (quartile distances), and only beyond the first spread. Of the residual's distance the
+    root is taken. A channel that wanders off spoils the reconstruction of those that usually go with it, so the residual alone
+    often blames the wrong one of the two, while the movement is the channel's own; and a sensor that is stuck has less
+    residual than usual, not more.
     """
 
     def __init__(self, centre: Float32, scale: Float32) -> None:
-        self._centre, self._scale = centre, scale  # (2, C) each: residual, level
+        if len(centre) != 3 or centre.shape != scale.shape:
+            raise ValueError(f"blame is told by three quantities, here are {len(centre)}; quantize again with this version")
+        self._centre, self._scale = centre, scale  # (3, C) each: residual, level, movement
 
     @classmethod
-    def fit(cls, outputs: Outputs) -> Self:
-        low, centre, high = np.quantile(_quantities(outputs), (0.25, 0.5, 0.75), axis=0)
+    def fit(cls, outputs: Outputs, movement: Float32) -> Self:
+        """From normal windows; `movement` (B, C) as the function of that name gives it."""
+        low, centre, high = np.quantile(_quantities(outputs, movement), (0.25, 0.5, 0.75), axis=0)
         # What hardly ever changes would turn the smallest change into all of the blame.
-        floor = np.array([[0.1], [0.01]])
+        floor = np.array([[0.1], [0.01], [0.1]])
         return cls(centre.astype(np.float32), np.maximum(high - low, floor).astype(np.float32))
 
-    def shares(self, outputs: Outputs) -> Float32:
+    def shares(self, outputs: Outputs, movement: Float32) -> Float32:
         """(B, C), each row adds up to 1; equal shares where no channel stands out."""
-        away = (_quantities(outputs) - self._centre) / self._scale  # (B, 2, C)
+        away = np.abs(_quantities(outputs, movement) - self._centre) / self._scale  # (B, 3, C)
         # fmax and fmin, unlike maximum and minimum, take the number where the other one is NaN.
-        excess = np.fmin(np.fmax(away[:, 0] - 1, 0) + np.fmax(np.abs(away[:, 1]) - 1, 0), 1e6)
+        beyond = np.fmin(np.fmax(away - 1, 0), 1e6)
+        excess = np.sqrt(beyond[:, 0]) + beyond[:, 1] + beyond[:, 2]
         total = excess.sum(axis=1, keepdims=True)
         shares: Float32 = np.where(total > 0, excess / np.maximum(total, 1e-12), 1 / excess.shape[1]).astype(np.float32)
         return shares
@@ -38,6 +45,17 @@ class Explainer:
         return {"centre": self._centre, "scale": self._scale}
 
 
-def _quantities(outputs: Outputs) -> Float32:
-    """(B, 2, C)"""
-    return np.stack([np.log(outputs.residual + 1e-6), outputs.level], axis=1)
+def movement(x: Float32) -> Float32:
+    """(B, C, N) windows in the units of the sensor → (B, C): the logarithm of the standard deviation within each window."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 moves infinitely
+        mean = np.einsum("bcn->bc", x) / x.shape[2]
+        away = x - mean[:, :, None]  # first: the squares of a small signal on a large offset would lose it
+        variance = np.einsum("bcn,bcn->bc", away, away) / x.shape[2]
+        # Below the rounding of float32 there is no movement, only what the subtraction left over.
+        found: Float32 = 0.5 * np.log(np.maximum(variance, 1e-12 * mean * mean + 1e-30)).astype(np.float32)
+    return found
+
+
+def _quantities(outputs: Outputs, movement: Float32) -> Float32:
+    """(B, 3, C)"""
+    return np.stack([np.log(outputs.residual + 1e-6), outputs.level, movement], axis=1)

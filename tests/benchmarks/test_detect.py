@@ -19,13 +19,14 @@ from edge.operating.score import judge_recording
 from edge.scoring.backends import run_in_slices
 from edge.scoring.scorers import features
 from edge.sensing.recordings import Recording, write_recording
+from trainer.baselines import standardised
 from trainer.checkpoint import load_detector
 from trainer.metrics import auroc
 from trainer.model import Detector
 from trainer.recipes import EncoderRecipe, Recipe, TrainingRecipe
 from trainer.train import deterministic, train
 
-PLAIN = tuple(b for b in baselines.BASELINES if b.name.startswith(("mean", "PCA")))
+PLAIN = tuple(b for b in baselines.BASELINES if b.name.startswith(("mean", "PCA", "k-means")))
 """Those that do without scikit-learn."""
 
 
@@ -106,26 +107,11 @@ def test_scaling_keeps_the_order_and_survives_infinity() -> None:
 @pytest.mark.parametrize("baseline", PLAIN, ids=lambda b: b.name)
 def test_baselines_find_what_is_plain(baseline: baselines.Baseline) -> None:
     test = recording(600, seed=1, fault=slice(200, 320))
-    a, b = baselines.standardised(recording(2000, seed=2), test)
+    a, b = standardised(recording(2000, seed=2), test)
     score = baseline.score(a, b, 0)
     assert score.shape == (600,)
     assert test.label is not None
     assert auroc(score, test.label) > 0.9
-
-
-def test_pca_residual_is_the_distance_from_the_plane() -> None:
-    rng = np.random.default_rng(0)
-    plane = np.array([[3.0, 0, 0], [0, 2.0, 0]])
-    rows = (rng.normal(size=(500, 2)) @ plane + [5, 5, 5]).astype(np.float32)
-    off = rows[:50] + np.array([0, 0, 2], np.float32)
-    np.testing.assert_allclose(baselines.pca_residual(rows, off, 0, length=1), 4, rtol=1e-3)
-
-
-def test_slices_are_all_windows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.arange(60, dtype=np.float32).reshape(30, 2)
-    monkeypatch.setattr(baselines, "SLICE", 7)
-    np.testing.assert_array_equal(np.concatenate(list(baselines.slices(rows, 5))), baselines.windows(rows, 5))
-    np.testing.assert_array_equal(baselines.centred(np.arange(26.0), 5)[[0, 1, 2, 3, 27, 28, 29]], [0, 0, 0, 1, 25, 25, 25])
 
 
 def write_skab(folder: Path, *names: str) -> None:

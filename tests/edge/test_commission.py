@@ -47,7 +47,7 @@ def test_the_promise_holds_on_windows_that_nobody_was_fitted_on() -> None:
     crossed, naive = [], []
     for seed in range(40):
         ours, fresh = outputs(100, seed), outputs(500, 1000 + seed)
-        head = fit_head("knn", ours, overlap=1)
+        head = fit_head("knn", ours, ours.level, overlap=1)
         crossed.append((head.calibrator.p_value(head.scorer.score(features(fresh))) <= 0.05).mean())
         in_sample = head.scorer.score(features(ours))
         naive.append((head.scorer.score(features(fresh)) > np.quantile(in_sample, 0.95)).mean())
