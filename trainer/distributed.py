@@ -239,6 +239,8 @@ def on_ray(options: argparse.Namespace) -> "RunInfo":
     options.recipe = options.recipe and options.recipe.resolve()
     root = str(Path(__file__).parents[1])
     ray.init(
+        # One more than there are workers, for what watches over them; workers take turns where there are fewer processors.
+        num_cpus=None if "RAY_ADDRESS" in os.environ else options.ray + 1,
         include_dashboard=False,
         runtime_env={"env_vars": {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": root}},
     )
@@ -256,7 +258,8 @@ def on_ray(options: argparse.Namespace) -> "RunInfo":
                 cause = cause.__cause__
             if cause is None:
                 raise
-            raise type(cause)(str(getattr(cause, "cause", cause))) from None
+            # Ray wraps it in a class of its own, which it still is, and adds where it came from.
+            raise getattr(cause, "cause", cause) from None
         finally:
             ray.shutdown()
     return load_info(options.out)
