@@ -1,5 +1,6 @@
 """What a long job tells while it runs: a bar on a terminal, a line now and then elsewhere. Always on stderr."""
 
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +62,7 @@ def tensorboard(folder: Path, also: Report) -> Iterator[Report]:
 
     Raises `ModuleNotFoundError` where there is no tensorboard and `CannotCreateError` where nothing can be written.
     """
+    importlib.import_module("tensorboard")  # asked for first, because torch's message would not name the module that is absent
     from torch.utils.tensorboard import SummaryWriter
 
     try:

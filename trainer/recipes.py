@@ -111,8 +111,9 @@ class TrainingRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     look_every: Count = 50
     """Steps from one look to the next; counts with `patience` only."""
     trim: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
-    """Share of each batch, the windows that are reconstructed worst, that teaches nothing after the first tenth of the steps.
-    For recordings of which up to this share may be faulty. What is rare but normal, a start-up say, is left out with it."""
+    """Share of the windows that is left out, of each batch and of those that the scorer is fitted to, because it does not look
+    like the others: for recordings that may hold faults. What is rare but normal, a start-up say, is left out with them, and
+    will be an alert. Take half as much again as you expect of faults."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: the GPU where there is one. To the bit a run repeats itself only on "cpu"."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -22,13 +22,11 @@ from typing import Protocol
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor
 
 from edge.errors import CannotCreateError, ConfigError, DataError
 from edge.sensing.windows import MissingPolicy
 from edge.signal import Float32, Int64
-from trainer import data, distributed
-from trainer.encoders import Encoder
+from trainer import data, distributed, trimming
 from trainer.model import Detector
 from trainer.progress import Report, Step
 from trainer.recipes import Recipe, TrainingRecipe
@@ -42,8 +40,6 @@ MOST_JUDGED = 1024
 """Windows held back on which the last loss is measured."""
 MOST_CHOOSING, MOST_STRETCHES = 512, 16
 """Windows that the best weights are chosen by, and from how many places in time."""
-TRIM_AFTER = 0.1
-"""Share of the run. Before, an encoder knows nothing, and what it follows worst is only what is loudest."""
 PART = 4096
 """Windows looked at together where all are."""
 NOTHING = np.empty(0, np.int64)
@@ -135,7 +131,9 @@ def train(
     try:
         with deterministic(recipe.training.seed, recipe.training.threads), enough_memory(recipe):
             fitted = fit(recipe, material.fit, material.calibration, progress, unfinished)
-            kept = ordinary(fitted.detector, material.fit, bounded(material.fit), recipe.training.trim)
+            kept = material.fit[bounded(material.fit)]
+            if recipe.training.trim:
+                kept = kept[trimming.ordinary(fitted.detector, kept, recipe.training.trim)]
     except DataError:
         unfinished.discard()  # it would come to the same end again
         raise
@@ -169,10 +167,8 @@ def train(
         weights = {name: value.cpu() for name, value in fitted.detector.state_dict().items()}
         torch.save(weights, draft / "checkpoint.pt")
         (draft / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
-        held_back = bounded(material.calibration)
-        np.savez_compressed(
-            draft / "windows.npz", fit=material.fit[kept], calibration=material.calibration[held_back], allow_pickle=False
-        )
+        held_back = material.calibration[bounded(material.calibration)]
+        np.savez_compressed(draft / "windows.npz", fit=kept, calibration=held_back, allow_pickle=False)
     unfinished.discard()
     return info
 
@@ -223,8 +219,8 @@ def fit(
         with computing(device, precision):
             index = learn[torch.randint(len(learn), (settings.batch,), generator=rng).numpy(force=True)]
             x = detector.normalise(torch.from_numpy(windows[index]).to(device))[1]
-            if settings.trim and step > settings.steps * TRIM_AFTER:
-                x = x[worst_last(detector, encoder, x)[: len(x) - math.floor(settings.trim * len(x))]]
+            if settings.trim and step > settings.steps * trimming.AFTER:
+                x = trimming.taught(detector, encoder, x, settings.trim)
         # Apart, because mixed precision would use for the loss what weights were turned into there, without a gradient.
         with computing(device, precision):
             loss = detector.pretext.loss(encoder, x, rng)
@@ -304,30 +300,6 @@ def loss_on(
             total += len(x) * float(detector.pretext.loss(detector.encoder, x, rng))
     detector.train(training)
     return total / len(index)
-
-
-def worst_last(detector: Detector, encoder: Encoder, x: Tensor) -> Tensor:
-    """Normalised windows (B, C, N) → their places (B,), best reconstructed first, with nothing hidden."""
-    # In evaluation mode, or windows that are to teach nothing would teach the normalisation layers.
-    training = detector.training
-    detector.eval()
-    with torch.no_grad():
-        found = detector.pretext.residual(x, encoder(x)).float().mean(1).argsort(stable=True)
-    detector.train(training)
-    return found
-
-
-def ordinary(detector: Detector, windows: WindowArray, index: Int64, trim: float) -> Int64:
-    """Those of `index`, in order, that are not among the share `trim` that is reconstructed worst.
-
-    Scorer and ranges are fitted to what a run keeps, and would take what teaches nothing for ordinary.
-    """
-    if not trim:
-        return index
-    with torch.no_grad():
-        parts = [detector(torch.from_numpy(windows[index[at : at + PART]]))[1] for at in range(0, len(index), PART)]
-    residual = torch.cat(parts).mean(1).numpy()
-    return index[np.sort(np.argsort(residual, kind="stable")[: len(index) - math.floor(trim * len(index))])]
 
 
 def place(settings: TrainingRecipe, *, cuda: bool | None = None, bfloat16: bool | None = None) -> tuple[torch.device, str]:

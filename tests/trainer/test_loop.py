@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import ConfigError, DataError
@@ -18,7 +18,8 @@ from trainer.pretexts.combined import Combined
 from trainer.progress import Step
 from trainer.recipes import Recipe, TrainingRecipe, apply_overrides
 from trainer.testing import rhythm
-from trainer.train import Fitted, deterministic, fit, loss_on, ordinary, place, set_aside, train
+from trainer.train import Fitted, deterministic, fit, loss_on, place, set_aside, train
+from trainer.trimming import bulk, ordinary
 
 SMALL = apply_overrides(
     Recipe(), ["training.steps=60", "training.batch=16", "encoder.width=16", "encoder.embedding=8", "encoder.depth=2"]
@@ -131,15 +132,28 @@ def test_the_share_is_left_out_of_each_batch_after_the_first_tenth(monkeypatch: 
     assert set(sizes) == {16, 40}
 
 
-def test_a_run_keeps_no_window_that_taught_nothing() -> None:
+def test_a_run_keeps_no_window_that_lies_apart() -> None:
     windows, faulty = contaminated(0.1)
-    found = fitted("training.steps=200", "training.trim=0.1", windows=windows)
-    places = np.arange(len(windows))
-    kept = ordinary(found.detector, windows, places, 0.1)
+    found = fitted("training.trim=0.15", windows=windows)
+    kept = ordinary(found.detector, windows, 0.15)
     assert (np.diff(kept) > 0).all()
-    assert len(kept) == 360
-    assert faulty[kept].mean() < 0.2 * faulty.mean()
-    np.testing.assert_array_equal(ordinary(found.detector, windows, places, 0.0), places)
+    assert len(kept) == 340
+    assert not faulty[kept].any()
+    assert faulty.sum() > 20
+
+
+@given(st.floats(0, 0.5), st.integers(0, 10))
+@settings(max_examples=20, deadline=None)
+def test_the_bulk_is_what_lies_together(trim: float, seed: int) -> None:
+    """Faults that lie together as well, and farther out than any plain distance would forgive them for."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(300, 5)) @ rng.normal(size=(5, 5))
+    count = int(trim * len(z))
+    far = rng.permutation(len(z))[:count]
+    z[far] = 0.1 * rng.normal(size=(count, 5)) + 40
+    kept = bulk(z.astype(np.float32), trim)
+    assert len(kept) == len(z) - count
+    assert not np.isin(far, kept).any()
 
 
 # Where, and in which precision
