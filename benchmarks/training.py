@@ -85,11 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command = [sys.executable, "-m", "benchmarks.training", "--measure", f"{folder}/data", *settings]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found = json.loads(done.stdout)
-        print(
-            f"| {found['windows']:.0f} | {size / 1e6:.0f} MB | {found['all_s']:.0f} s | {found['cpu_s']:.0f} s | "
-            f"{found['steps_s']:.0f} s | {found['step_ms']:.1f} ms | {found['peak_mb']:.0f} MB | {found['imports_mb']:.0f} MB |",
-            flush=True,
-        )
+        cells = [
+            f"{found['windows']:.0f}",
+            f"{size / 1e6:.0f} MB",
+            *(f"{found[key]:.0f} s" for key in ("all_s", "cpu_s", "steps_s")),
+            f"{found['step_ms']:.1f} ms",
+            *(f"{found[key]:.0f} MB" for key in ("peak_mb", "imports_mb")),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

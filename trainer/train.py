@@ -221,8 +221,6 @@ def fit(
             x = detector.normalise(torch.from_numpy(windows[index]).to(device))[1]
             if settings.trim and step > settings.steps * trimming.AFTER:
                 x = trimming.taught(detector, encoder, x, settings.trim)
-        # Apart, because mixed precision would use for the loss what weights were turned into there, without a gradient.
-        with computing(device, precision):
             loss = detector.pretext.loss(encoder, x, rng)
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * schedule(step / settings.steps)
@@ -257,7 +255,6 @@ def fit(
     detector.eval()
     some = np.arange(0, len(held_back), max(1, len(held_back) // MOST_JUDGED))
     calibration_loss = loss_on(detector, recipe, held_back, some, rng, precision)
-    detector.eval()
     return Fitted(detector.cpu(), state.losses, calibration_loss, state.best_step or state.step, device.type, precision)
 
 
