@@ -25,7 +25,7 @@ AFTER = 0.1
 PART = 1024
 """Windows looked at together where all are."""
 ROUNDS = 30
-FEWEST = 10
+FEWEST = 5
 """Windows to each feature, or a spread in all directions cannot be known."""
 
 
