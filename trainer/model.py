@@ -1,7 +1,5 @@
 """The module that is trained and exported: a window in the units of the sensor in; embedding, residual and level out."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -41,10 +39,10 @@ class Detector(nn.Module):
         self.register_buffer("inverse_between", torch.ones(channels, 1))
         self.register_buffer("inverse_within", torch.ones(channels, 1))
 
-    def fit_normalisation(self, parts: Iterable[npt.NDArray[np.float32]]) -> None:
-        """Take mean, spread of the levels and usual spread within a window of each channel from (B, C, N), given in parts."""
-        each = [(part.mean(axis=2, dtype=np.float64), part.var(axis=2, dtype=np.float64)) for part in parts]
-        levels, variance = (np.concatenate(values) for values in zip(*each, strict=True))  # (B, C) twice
+    def fit_normalisation(self, windows: npt.NDArray[np.float32]) -> None:
+        """Take mean, spread of the levels and usual spread within a window of each channel from (B, C, N)."""
+        levels = windows.mean(axis=2, dtype=np.float64)  # (B, C)
+        variance = windows.var(axis=2, dtype=np.float64)  # (B, C)
         mean, between = levels.mean(axis=0), levels.std(axis=0)
         # The usual window, not the mean one: a single start-up in the recordings would make everything else look still.
         within = np.maximum(np.sqrt(np.median(variance, axis=0)), 0.1 * np.sqrt(variance.mean(axis=0)))

@@ -40,8 +40,6 @@ MOST_JUDGED = 1024
 """Windows held back on which the last loss is measured."""
 MOST_CHOOSING, MOST_STRETCHES = 512, 16
 """Windows that the best weights are chosen by, and from how many places in time."""
-PART = 4096
-"""Windows looked at together where all are."""
 NOTHING = np.empty(0, np.int64)
 
 
@@ -131,7 +129,7 @@ def train(
     try:
         with deterministic(recipe.training.seed, recipe.training.threads), enough_memory(recipe):
             fitted = fit(recipe, material.fit, material.calibration, progress, unfinished)
-            kept = material.fit[bounded(material.fit)]
+            kept = bounded(material.fit)
             if recipe.training.trim:
                 kept = kept[trimming.ordinary(fitted.detector, kept, recipe.training.trim)]
     except DataError:
@@ -167,8 +165,7 @@ def train(
         weights = {name: value.cpu() for name, value in fitted.detector.state_dict().items()}
         torch.save(weights, draft / "checkpoint.pt")
         (draft / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
-        held_back = material.calibration[bounded(material.calibration)]
-        np.savez_compressed(draft / "windows.npz", fit=kept, calibration=held_back, allow_pickle=False)
+        np.savez_compressed(draft / "windows.npz", fit=kept, calibration=bounded(material.calibration), allow_pickle=False)
     unfinished.discard()
     return info
 
@@ -199,7 +196,7 @@ def fit(
     device, precision = place(settings)
     learn, choose = set_aside(len(windows), recipe) if settings.patience else (np.arange(len(windows)), NOTHING)
     detector = Detector(windows.shape[1], recipe)
-    detector.fit_normalisation(windows[at : at + PART] for at in range(0, len(windows), PART))
+    detector.fit_normalisation(windows[:])
     detector.to(device)
     encoder = distributed.shared(detector)
     rng = torch.Generator(device).manual_seed(settings.seed)
@@ -363,10 +360,10 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(before[1])
 
 
-def bounded(windows: WindowArray) -> Int64:
-    """As many places of windows, evenly spaced, as fit into `MAX_WINDOWS_BYTES`."""
+def bounded(windows: WindowArray) -> Float32:
+    """As many windows, evenly spaced, as fit into `MAX_WINDOWS_BYTES`."""
     count = max(1, min(len(windows), MAX_WINDOWS_BYTES // max(1, 4 * math.prod(windows.shape[1:]))))
-    return np.linspace(0, len(windows) - 1, count).astype(np.int64)
+    return windows[np.linspace(0, len(windows) - 1, count).astype(np.int64)]
 
 
 def version() -> str:

@@ -116,7 +116,7 @@ def test_a_loss_that_explodes_is_told(recordings: list[Path], tmp_path: Path, mo
 def test_windows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     windows = np.arange(1000, dtype=np.float32)[:, None, None] * np.ones((1, 2, 4), np.float32)
     monkeypatch.setattr(training, "MAX_WINDOWS_BYTES", 10 * windows[0].nbytes)
-    kept = windows[training.bounded(windows)]
+    kept = training.bounded(windows)
     assert len(kept) == 10
     assert kept[0, 0, 0] == 0
     assert kept[-1, 0, 0] == 999  # evenly, to the end
@@ -129,7 +129,7 @@ def test_normalisation_survives_channels_that_never_move() -> None:
     windows[:, 1] = 230.1  # not exactly representable: its rounding is no movement
     windows[:, 2] = windows[:, 2] * 1e-9 + 1e-3
     detector = Detector(3, Recipe())
-    detector.fit_normalisation([windows])
+    detector.fit_normalisation(windows)
     detector.eval()
     with torch.no_grad():
         level, shape = detector.normalise(torch.from_numpy(windows))
@@ -146,7 +146,7 @@ def test_normalisation_bounds_what_is_absurd() -> None:
     rng = np.random.default_rng(0)
     windows = rng.normal(size=(40, 2, 32)).astype(np.float32)
     detector = Detector(2, Recipe()).eval()
-    detector.fit_normalisation([windows])
+    detector.fit_normalisation(windows)
     wild = windows[:2].copy()
     wild[0, 0, 3] = 3e38
     with torch.no_grad():
