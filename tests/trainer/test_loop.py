@@ -209,7 +209,7 @@ import torch, trainer.train, amiss
 size = 4096 * int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (size + {150 << 20}, resource.RLIM_INFINITY))
 sys.argv = ["amiss", "train", "--data", {str(tmp_path / "normal.csv")!r}, "--out", {str(tmp_path / "run-")!r} + sys.argv[1],
-    "--set", "training.steps=3", "--set", "training.batch=" + sys.argv[1]]
+    "--window", "32", "--set", "training.steps=3", "--set", "training.batch=" + sys.argv[1]]
 amiss.main()
 """
     small, large = (
