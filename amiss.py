@@ -4,6 +4,7 @@ Each verb imports its code when it is called, so a device never loads torch and 
 data, stderr log and progress. Exit codes: 0 ok, 1 a gate did not pass, 2 usage, then sysexits (see `edge.errors`).
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -37,6 +38,7 @@ EXTRAS = {
     "pyarrow": "train",
     "iotcore": "demo",
     "matplotlib": "demo",
+    "tensorboard": "tensorboard",
 }
 """Modules that a device does not have, and the extra that brings them."""
 
@@ -159,20 +161,24 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the run.", show_default=False)] = Path("run"),
     window: Annotated[int | None, typer.Option(help="Samples per window.", show_default=False)] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the run that is in the folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that is in the folder, or what an interrupted one left.")
+    ] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write curves for TensorBoard to this folder.", show_default=False)
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only look at the recordings: what is wrong with them?"),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Learn what normal looks like from recordings without labels."""
+    """Learn what normal looks like from recordings without labels. Killed half-way, the same command goes on."""
     import msgspec
 
     from edge.errors import DataError, UsageError
     from trainer import data as recordings
-    from trainer import recipes
-    from trainer.progress import progress
+    from trainer import progress, recipes
 
     if not dry_run:  # before anything is read: without torch there is nothing to read it for
         from trainer.train import train as run
@@ -198,7 +204,10 @@ def train(
         if material.trouble:
             raise DataError(material.trouble)
         return
-    with progress("train") as report:
+    with contextlib.ExitStack() as reports:
+        report = reports.enter_context(progress.progress("train"))
+        if tensorboard is not None:
+            report = reports.enter_context(progress.tensorboard(tensorboard, report))
         info = run(plan, paths, out, progress=report, overwrite=overwrite)
     _print(msgspec.to_builtins(info), info.lines(), as_json)
 

@@ -1,11 +1,15 @@
 """What a long job tells while it runs: a bar on a terminal, a line now and then elsewhere. Always on stderr."""
 
+import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
+
+from edge.errors import CannotCreateError
 
 LINE_EVERY_S = 5.0
 
@@ -19,6 +23,8 @@ class Step:
     """How it goes: a loss, the name of what comes next."""
     eta_s: float | None = None
     """Seconds until the end."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """For those who draw curves."""
 
 
 Report = Callable[[Step], None]
@@ -48,6 +54,31 @@ def progress(title: str, stream: TextIO | None = None, clock: Callable[[], float
             bars.update(task, completed=step.step, total=step.steps, text=step.text, eta=_eta(step))
 
         yield report
+
+
+@contextmanager
+def tensorboard(folder: Path, also: Report) -> Iterator[Report]:
+    """Yields what writes the figures of each `Step` as TensorBoard's event files, and then calls `also`.
+
+    Raises `ModuleNotFoundError` where there is no tensorboard and `CannotCreateError` where nothing can be written.
+    """
+    importlib.import_module("tensorboard")  # asked for first, because torch's message would not name the module that is absent
+    from torch.utils.tensorboard import SummaryWriter
+
+    try:
+        writer = SummaryWriter(str(folder))
+    except OSError as error:
+        raise CannotCreateError(f"{folder}: cannot be written: {error.strerror or error}") from None
+
+    def report(step: Step) -> None:
+        for name, value in step.figures.items():
+            writer.add_scalar(name, value, step.step)
+        also(step)
+
+    try:
+        yield report
+    finally:
+        writer.close()
 
 
 def _lines(title: str, stream: TextIO, clock: Callable[[], float]) -> Report:

@@ -106,6 +106,20 @@ class TrainingRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     split: Literal["time", "recording"] = "time"
     """`recording`: instead, that share of the recordings, each as a whole and evenly among them."""
     seed: Annotated[int, Meta(ge=0)] = 0
+    patience: Annotated[int, Meta(ge=0)] = 0
+    """Looks without a better loss after which training stops; the best weights are kept. 0: train to the end, keep the last.
+    What is looked at is an eighth of the windows to learn from, set aside for this, never those that calibrate: chosen by
+    them, the weights would suit them better than what comes later, and p-values would be too small."""
+    look_every: Count = 50
+    """Steps from one look to the next; counts with `patience` only."""
+    trim: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    """Share of the windows that is left out, of each batch and of those that the scorer is fitted to, because it does not look
+    like the others: for recordings that may hold faults. What is rare but normal, a start-up say, is left out with them, and
+    will be an alert. Take half as much again as you expect of faults."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the GPU where there is one. To the bit a run repeats itself only on "cpu"."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of what the encoder computes with; weights stay float32. `auto`: bfloat16 on a GPU that knows it, float32 otherwise."""
     threads: Count = 1
     """Part of the recipe because the order of summation, and with it the last bit, depends on it. One is nearly as fast for
     models this small; several wait for each other, and on a machine that has other things to do ten times as long."""

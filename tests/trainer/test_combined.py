@@ -38,8 +38,8 @@ def build(weights: PretextWeights) -> tuple[torch.nn.Module, Combined]:
 def fitted(recipe: Recipe) -> tuple[dict[str, torch.Tensor], list[float], float]:
     windows = rhythm(80).numpy()
     with deterministic(0, 1):
-        detector, losses, held_back = fit(recipe, windows[:60], windows[60:])
-    return detector.state_dict(), losses, held_back
+        found = fit(recipe, windows[:60], windows[60:])
+    return found.detector.state_dict(), found.losses, found.calibration_loss
 
 
 def test_every_pretext_has_a_weight_and_every_weight_a_pretext() -> None:

@@ -19,8 +19,8 @@ SMALL = apply_overrides(Recipe(), ["training.steps=30", "training.batch=16", "en
 def trained(kind: str) -> tuple[nn.Module, list[float]]:
     windows = rhythm(64).numpy()
     with deterministic(0, 1):
-        detector, losses, _ = fit(apply_overrides(SMALL, [f"encoder.kind={kind}"]), windows, windows[:8])
-    return detector, losses
+        found = fit(apply_overrides(SMALL, [f"encoder.kind={kind}"]), windows, windows[:8])
+    return found.detector, found.losses
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
