@@ -28,7 +28,7 @@ import torch
 from benchmarks.detect_data import Case, skab, unlabelled
 from edge.scoring.backends import Outputs
 from edge.scoring.commission import fit_head
-from edge.scoring.scorers import features
+from edge.scoring.smoothing import Smoother
 from edge.sensing.recordings import Recording
 from edge.signal import Float32, Float64, Windows
 from trainer.data import cut, split
@@ -99,8 +99,10 @@ def judged(detector: Detector, recipe: Recipe, case: Case, share: float, trim: f
         own = contaminated(own, windows.x[known], share, rng)
     if trim:
         own = own[ordinary(detector, own, trim)]
-    head = fit_head(recipe.scorer, seen(detector, own), recipe.window // OWN_HOP)
-    score = head.scorer.score(features(seen(detector, windows.x[~known])))
+    position = np.arange(len(own)) * OWN_HOP
+    alone = Smoother(0, OWN_HOP, recipe.window)  # faulty windows are put in one by one
+    head = fit_head(recipe.scorer, seen(detector, own), position, alone, recipe.window // OWN_HOP)
+    score = head.scorer.score(seen(detector, windows.x[~known]))
     p, label = head.calibrator.p_value(score), label[~known]
     return [auroc(score, label), auc_pr(score, label), float((p[label] > P).mean()), float((p[~label] <= P).mean())]
 

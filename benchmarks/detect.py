@@ -40,7 +40,6 @@ from edge.operating.commission import WINDOWS
 from edge.operating.score import judge_recording, rows_to_windows
 from edge.scoring.backends import run_in_slices
 from edge.scoring.commission import fit_head
-from edge.scoring.explain import movement
 from edge.sensing.recordings import Recording, write_recording
 from edge.signal import Float64
 from quantize import quantize
@@ -145,7 +144,8 @@ def commissioned(bundle: Bundle, normal: Recording) -> Bundle:
     manifest = bundle.manifest
     hop = max(1, min(manifest.hop, len(normal.time_ns) // WINDOWS))
     windows = cut(normal, manifest.rate_hz, manifest.window, hop, manifest.missing)
-    head = fit_head(manifest.scorer, run_in_slices(bundle.backend, windows.x), movement(windows.x), -(-manifest.window // hop))
+    outputs = run_in_slices(bundle.backend, windows.x)
+    head = fit_head(manifest.scorer, outputs, windows.end_ns, bundle.smoother(hop), -(-manifest.window // hop))
     return Bundle(
         manifest,
         bundle.digest,

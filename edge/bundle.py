@@ -37,8 +37,9 @@ from edge.pipeline import Pipeline
 from edge.scoring.alerts import AlarmPolicy
 from edge.scoring.backends import OUTPUTS, Backend, Outputs, open_backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
+from edge.scoring.ensemble import Ensemble, parse
 from edge.scoring.explain import Explainer
-from edge.scoring.scorers import SCORERS, Scorer, features
+from edge.scoring.smoothing import Smoother
 from edge.sensing.windows import MissingPolicy, Windower
 from edge.signal import Float32
 
@@ -84,7 +85,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Samples."""
     missing: MissingPolicy
     scorer: str
-    """A key of `edge.scoring.scorers.SCORERS`."""
+    """As `edge.scoring.ensemble.parse` reads it."""
+    smoothing: int = 0
+    """Samples from the oldest to the newest of the windows whose scores are averaged; 0: each stands for itself."""
     calibration_windows: int
     calibration_floor: float
     """The smallest p-value that this bundle can give."""
@@ -128,7 +131,7 @@ class Bundle:
         manifest: Manifest,
         digest: str,
         backend: Backend,
-        scorer: Scorer,
+        scorer: Ensemble,
         calibrator: Calibrator,
         explainer: Explainer,
         golden: Golden,
@@ -145,7 +148,7 @@ class Bundle:
         try:
             manifest, members = verify(data)
             head, golden = _arrays(members["head.npz"]), _arrays(members["golden.npz"])
-            scorer = _scorer(manifest, head)
+            scorer = Ensemble.from_arrays(manifest.scorer, _part(head, "scorer."))
             calibrator = Calibrator(_part(head, "calibrator.")["scores"])
             explainer = Explainer(**_part(head, "explain."))
             backend = open_backend(members["model.onnx"])
@@ -163,7 +166,7 @@ class Bundle:
     def self_test(self) -> SelfTest:
         """Replay the golden windows; raises `BundleError` when this machine computes something else."""
         outputs = run_in_slices(self.backend, self.golden.x)
-        score = self.scorer.score(features(outputs))
+        score = self.scorer.score(outputs)
         worst = float(np.max(np.abs(score - self.golden.score) / (1 + np.abs(self.golden.score)), initial=0.0))
         if not worst <= self.manifest.golden_tolerance:
             raise BundleError(
@@ -172,10 +175,17 @@ class Bundle:
             )
         return SelfTest(worst, self.manifest.golden_tolerance)
 
-    def pipeline(self, alarm: AlarmConfig | None = None, *, hop: int | None = None) -> Pipeline:
+    def smoother(self, hop: int, *, smooth: bool = True) -> Smoother:
+        """Over scores of windows `hop` samples apart, at positions in nanoseconds."""
+        manifest = self.manifest
+        period_ns = 1e9 / manifest.rate_hz
+        return Smoother(manifest.smoothing * period_ns * smooth, hop * period_ns, manifest.window * period_ns)
+
+    def pipeline(self, alarm: AlarmConfig | None = None, *, hop: int | None = None, smooth: bool = True) -> Pipeline:
         """A pipeline for one stream.
 
-        `hop` in samples overrides what the manifest says. Raises `ConfigError` when the alarm's threshold cannot be reached.
+        `hop` in samples overrides what the manifest says; without `smooth` each window is judged by itself. Raises
+        `ConfigError` when the alarm's threshold cannot be reached.
         """
         manifest, hop = self.manifest, hop or self.manifest.hop
         return Pipeline(
@@ -185,6 +195,7 @@ class Bundle:
             self.calibrator,
             self.explainer,
             AlarmPolicy.of(alarm or AlarmConfig(), floor=self.calibrator.floor, length=manifest.window, hop=hop),
+            self.smoother(hop, smooth=smooth),
             channels=self.channels,
             model=self.digest,
         )
@@ -231,7 +242,7 @@ def pack_golden(golden: Golden) -> bytes:
     return pack_arrays({"x": golden.x, **golden.outputs.arrays(), "score": golden.score})
 
 
-def pack_head(scorer: Scorer, calibrator: Calibrator, explainer: Explainer) -> bytes:
+def pack_head(scorer: Ensemble, calibrator: Calibrator, explainer: Explainer) -> bytes:
     """head.npz"""
     parts = {"scorer.": scorer.arrays(), "calibrator.": calibrator.arrays(), "explain.": explainer.arrays()}
     return pack_arrays({prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()})
@@ -290,13 +301,11 @@ def _manifest(data: bytes) -> Manifest:
         raise BundleError(f"manifest.json: {error}") from None
     if wanted > AGENT_VERSION:
         raise BundleError(f"made for agent {manifest.minimum_agent} or newer; this is {'.'.join(map(str, AGENT_VERSION))}")
-    if manifest.scorer not in SCORERS:
-        raise BundleError(f"scorer {manifest.scorer!r}; this agent knows {', '.join(SCORERS)}")
+    try:
+        parse(manifest.scorer)
+    except ValueError as error:
+        raise BundleError(f"manifest.json: {error}") from None
     return manifest
-
-
-def _scorer(manifest: Manifest, head: Mapping[str, Float32]) -> Scorer:
-    return SCORERS[manifest.scorer].from_arrays(_part(head, "scorer."))
 
 
 def _part(arrays: Mapping[str, Float32], prefix: str) -> dict[str, Float32]:

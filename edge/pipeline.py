@@ -1,7 +1,7 @@
 """Samples in, events out: what the trainer evaluates, what a replay runs and what the device runs is this one pure object.
 
-    Samples ─▶ Windower ─▶ Backend ─▶ Scorer ─▶ Calibrator ─▶ Alarm ─▶ Event
-                                  └──────── Explainer ──────────┘
+    Samples ─▶ Windower ─▶ Backend ─▶ Ensemble ─▶ Smoother ─▶ Calibrator ─▶ Alarm ─▶ Event
+                                  └───────────── Explainer ─────────────────┘
 
 No clock, no file, no network. Fed the same samples it gives the same events, however they are split into calls.
 """
@@ -14,8 +14,9 @@ from edge.event import Event
 from edge.scoring.alerts import Alarm, AlarmPolicy
 from edge.scoring.backends import Backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
-from edge.scoring.explain import Explainer, movement
-from edge.scoring.scorers import Scorer, features
+from edge.scoring.ensemble import Ensemble
+from edge.scoring.explain import Explainer
+from edge.scoring.smoothing import Smoother
 from edge.sensing.windows import Windower
 from edge.signal import Bool, Float32, Float64, Gap, Int64, Samples
 
@@ -26,9 +27,9 @@ class Verdicts:
 
     start_ns: Int64
     end_ns: Int64
-    """(B,) first and last sample of each window."""
+    """(B,) first and last sample that each score is about: the window, and those before it that it was averaged with."""
     score: Float32
-    """(B,) higher is stranger."""
+    """(B,) higher is stranger; 1 is ordinary."""
     p_value: Float64
     """(B,)"""
     shares: Float32
@@ -48,10 +49,11 @@ class Pipeline:
         self,
         windower: Windower,
         backend: Backend,
-        scorer: Scorer,
+        scorer: Ensemble,
         calibrator: Calibrator,
         explainer: Explainer,
         policy: AlarmPolicy,
+        smoother: Smoother,
         *,
         channels: tuple[str, ...],
         model: str = "",
@@ -59,7 +61,9 @@ class Pipeline:
         self.channels, self.policy, self.windower = channels, policy, windower
         self._backend, self._scorer, self._calibrator, self._explainer = backend, scorer, calibrator, explainer
         self._model = model
-        self.alarm = Alarm(policy, channels, round(windower.hop * windower.period_ns), model)
+        self._hop_ns = round(windower.hop * windower.period_ns)
+        self._smoother = smoother
+        self.alarm = Alarm(policy, channels, self._hop_ns, model)
         self._gap_episode = 0
 
     def feed(self, samples: Samples) -> list[Event]:
@@ -77,11 +81,12 @@ class Pipeline:
             shares = np.empty((0, len(self.channels)), np.float32)
             return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, np.empty(0, bool), tuple(events))
         outputs = run_in_slices(self._backend, windows.x)
-        score = self._scorer.score(features(outputs))
+        score, seen = self._smoother.feed(windows.end_ns, self._scorer.score(outputs))
         p_value = self._calibrator.p_value(score)
-        shares = self._explainer.shares(outputs, movement(windows.x))
+        shares = self._explainer.shares(outputs)
         alerts, active = self.alarm.update(windows.end_ns, score, p_value, shares)
-        return Verdicts(windows.start_ns, windows.end_ns, score, p_value, shares, active, (*events, *alerts))
+        start_ns = windows.start_ns - (seen - 1) * self._hop_ns
+        return Verdicts(start_ns, windows.end_ns, score, p_value, shares, active, (*events, *alerts))
 
     def _gap(self, gap: Gap) -> Event:
         if gap.end_ns is None or gap.reason != "missing":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edge.bundle import Bundle
 from edge.errors import GateError
 from quantize.parity import Budget, Parity
 
@@ -92,7 +93,7 @@ def quantize(
 
     tell(0, "reading the run")
     detector, info = load_detector(run)
-    fit, calibration = load_windows(run)
+    fit, calibration, position = load_windows(run)
     with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
         float_path, int8_path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         tell(1, "exporting to ONNX")
@@ -119,12 +120,13 @@ def quantize(
         hop=info.hop,
         missing=info.missing,
         scorer=info.recipe.scorer,
+        smoothing=info.recipe.smoothing_samples,
         precision=shipped,
         precision_reason=reason,
         lineage=lineage(run, info),
         metrics=_metrics(measured) | {"float_bytes": len(models["float32"]), "parameters": info.parameters},
     )
-    digest = pack(out, models[shipped], fit, calibration, about)
+    digest = pack(out, models[shipped], fit, calibration, position, about)
     tell(5, "done")
     return Quantized(
         bundle=str(out),
@@ -135,7 +137,7 @@ def quantize(
         export_difference=exported.difference,
         model_bytes=len(models[shipped]),
         bundle_bytes=out.stat().st_size,
-        calibration_windows=len(calibration),
+        calibration_windows=Bundle.open(out).calibrator.windows,
         parity=None if isinstance(measured, str) else measured,
     )
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, write_bundle
 from edge.errors import DataError
-from edge.scoring.backends import open_backend, run_in_slices
+from edge.scoring.backends import OUTPUTS, open_backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
-from edge.scoring.explain import Explainer, movement
+from edge.scoring.ensemble import Ensemble
+from edge.scoring.explain import Explainer
 from edge.scoring.inject import inject, usual_spread
-from edge.scoring.scorers import SCORERS, features
+from edge.scoring.smoothing import Smoother, smoothed
 from edge.sensing.windows import MissingPolicy
-from edge.signal import Float32
+from edge.signal import Float32, Int64
 
 GOLDEN = 8
 """Normal windows in the self-test, and as many with a fault in them: int8 differs most where activations are large."""
@@ -41,29 +42,33 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     hop: int
     missing: MissingPolicy
     scorer: str
+    smoothing: int = 0
+    """Samples from the oldest to the newest of the windows whose scores are averaged."""
     precision: str
     precision_reason: str
     lineage: dict[str, str] = {}
     metrics: dict[str, float] = {}
 
 
-def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, about: Description) -> str:
+def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, position: Int64, about: Description) -> str:
     """Write the bundle `out`, whole or not at all; returns its digest.
 
     `fit` and `calibration` are normal windows (n, C, N); the encoder learned from the first and never saw the second.
+    `position` (m,) is where those of the second stand, in samples; a jump is a gap.
     The same input gives the same bytes when SOURCE_DATE_EPOCH is set. Raises `DataError` and `CannotCreateError`.
     """
     backend = open_backend(model)
     held_back = run_in_slices(backend, calibration)
     try:
-        scorer = SCORERS[about.scorer].fit(features(run_in_slices(backend, fit)))
-        calibrator = Calibrator.fit(scorer.score(features(held_back)))
+        scorer = Ensemble.fit(about.scorer, run_in_slices(backend, fit), held_back)
+        smoother = Smoother(about.smoothing, about.hop, fit.shape[2])
+        calibrator = Calibrator.fit(smoothed(smoother, position, scorer.score(held_back)))
     except ValueError as error:
         raise DataError(f"{out}: {error}; train again on more or other recordings") from None
-    explainer = Explainer.fit(held_back, movement(calibration))
+    explainer = Explainer.fit(held_back)
     golden_x = _golden(calibration)
     outputs = run_in_slices(backend, golden_x)
-    golden = Golden(golden_x, outputs, scorer.score(features(outputs)))
+    golden = Golden(golden_x, outputs, scorer.score(outputs))
     manifest = Manifest(
         name=about.name,
         version=about.version,
@@ -74,6 +79,7 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, about: Des
         hop=about.hop,
         missing=about.missing,
         scorer=about.scorer,
+        smoothing=about.smoothing,
         calibration_windows=calibrator.windows,
         calibration_floor=calibrator.floor,
         precision=about.precision,
@@ -153,7 +159,7 @@ def _bill_of_materials(manifest: Manifest) -> str:
                 "approach": {"type": "self-supervised"},
                 "task": "anomaly detection",
                 "inputs": [{"format": f"float32 (batch, {len(manifest.channels)}, {manifest.window})"}],
-                "outputs": [{"format": "float32 embedding, residual and level"}],
+                "outputs": [{"format": f"float32 {', '.join(OUTPUTS)}"}],
                 "datasets": [{"ref": f"data-{i}"} for i in range(len(data))],
             }
         },

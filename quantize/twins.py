@@ -53,9 +53,9 @@ def make_twins(bundle: Path, run: Path, normal: Sequence[Path], folder: Path, pr
     tell(0, "drawing an untrained encoder")
     # One step, at the end of whose schedule the learning rate is 0: weights as they were drawn.
     recipe = msgspec.structs.replace(info.recipe, training=msgspec.structs.replace(info.recipe.training, steps=1))
-    windows, held_back = load_windows(run)
+    windows, held_back, _ = load_windows(run)
     with deterministic(recipe.training.seed, recipe.training.threads):
-        detector, _, _ = fit(recipe, windows, held_back)
+        detector = fit(recipe, windows, held_back).detector
     drawn = folder / "untrained"
     shutil.copytree(run, drawn)
     torch.save(detector.state_dict(), drawn / "checkpoint.pt")

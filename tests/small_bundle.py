@@ -10,26 +10,41 @@ from onnx import TensorProto, helper
 from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, write_bundle
 from edge.scoring.backends import OUTPUTS, OnnxBackend, run_in_slices
 from edge.scoring.calibrate import Calibrator
-from edge.scoring.explain import Explainer, movement
-from edge.scoring.scorers import SCORERS, features
+from edge.scoring.ensemble import Ensemble
+from edge.scoring.explain import Explainer
 from edge.sensing.windows import MissingPolicy
 
 CHANNELS = ("vibration", "current")
 
 
 def graph(channels: int = 2, length: int = 16) -> bytes:
-    """embedding = level = mean of each channel, residual = mean square of each channel."""
+    """embedding = level = mean of each channel, residual = its mean square, spectrum the logarithm of that; trace and map are
+    the window itself."""
     window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", channels, length])
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", channels]) for name in OUTPUTS]
-    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [2])
+    shapes = {"spectrum": [1, channels], "trace": [channels, length], "map": [channels, length]}
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shapes.get(name, [channels])]) for name in OUTPUTS
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [1], [2]),
+        helper.make_tensor("first", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("floor", TensorProto.FLOAT, [], [1e-3]),
+    ]
     nodes = [
         helper.make_node("ReduceMean", ["window", "axes"], ["embedding"], keepdims=0),
         helper.make_node("Mul", ["window", "window"], ["square"]),
         helper.make_node("ReduceMean", ["square", "axes"], ["residual"], keepdims=0),
         helper.make_node("Identity", ["embedding"], ["level"]),
+        helper.make_node("Add", ["residual", "floor"], ["energy"]),
+        helper.make_node("Log", ["energy"], ["logarithm"]),
+        helper.make_node("Unsqueeze", ["logarithm", "first"], ["spectrum"]),
+        helper.make_node("Identity", ["window"], ["trace"]),
+        helper.make_node("Identity", ["window"], ["map"]),
     ]
     model = helper.make_model(
-        helper.make_graph(nodes, "means", [window], outputs, [axes]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+        helper.make_graph(nodes, "means", [window], outputs, constants),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
     )
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
@@ -45,10 +60,10 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     backend = OnnxBackend(model)
     x = normal(windows * length).reshape(2, windows, length).transpose(1, 0, 2).copy()
     outputs = run_in_slices(backend, x)
-    z = features(outputs)
     half = windows // 2
-    fitted = SCORERS[scorer].fit(z[:half])
-    calibrator = Calibrator.fit(fitted.score(z[half:]))
+    held_back = outputs.part(slice(half, None))
+    fitted = Ensemble.fit(scorer, outputs.part(slice(half)), held_back)
+    calibrator = Calibrator.fit(fitted.score(held_back))
     golden = run_in_slices(backend, x[:4])
     manifest = Manifest(
         name="small",
@@ -68,8 +83,8 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     )
     return manifest, {
         "model.onnx": model,
-        "head.npz": pack_head(fitted, calibrator, Explainer.fit(outputs, movement(x))),
-        "golden.npz": pack_golden(Golden(x[:4], golden, fitted.score(features(golden)))),
+        "head.npz": pack_head(fitted, calibrator, Explainer.fit(outputs)),
+        "golden.npz": pack_golden(Golden(x[:4], golden, fitted.score(golden))),
         "README.md": b"# small\n",
         "bom.cdx.json": b"{}\n",
     }

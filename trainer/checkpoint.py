@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from edge.errors import DataError, NoInputError
-from edge.signal import Float32
+from edge.signal import Float32, Int64
 from trainer.model import Detector
 from trainer.train import FORMAT, RunInfo
 
@@ -49,12 +49,15 @@ def load_detector(run: Path) -> tuple[Detector, RunInfo]:
     return detector.eval(), info
 
 
-def load_windows(run: Path) -> tuple[Float32, Float32]:
-    """(n, C, N) windows that were learned from and (m, C, N) that were held back. Raises `NoInputError` or `DataError`."""
+def load_windows(run: Path) -> tuple[Float32, Float32, Int64]:
+    """(n, C, N) windows that were learned from, (m, C, N) that were held back, and where those start, in samples: (m,).
+
+    Raises `NoInputError` or `DataError`.
+    """
     path = run / "windows.npz"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return stored["fit"], stored["calibration"]
+            return stored["fit"], stored["calibration"], stored["position"]
     except FileNotFoundError:
         raise NoInputError(f"{path}: no such file; train again") from None
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -51,6 +51,8 @@ class TrainingData:
     """(n, C, N) windows to learn from."""
     calibration: WindowArray
     """(m, C, N) held back."""
+    position: Int64
+    """(m,) where each of those starts, in samples; between recordings and over gaps it jumps."""
     digests: dict[str, str]
     """SHA-256 of each file, by name."""
     notes: tuple[str, ...]
@@ -104,7 +106,7 @@ def load(paths: Iterable[Path], recipe: Recipe, folder: Path | None = None, *, f
     if not units:
         notes.append("no units in the headers; write a channel as `current [A]` and alerts will say so")
     kept_units = {name: unit for name, unit in units.items() if name in channels}
-    return TrainingData(channels, kept_units, rate_hz, x, held, digests, tuple(notes), tuple(findings), trouble)
+    return TrainingData(channels, kept_units, rate_hz, x, held, held_back, digests, tuple(notes), tuple(findings), trouble)
 
 
 def lines(found: TrainingData, recipe: Recipe) -> list[str]:

@@ -178,10 +178,11 @@ class WindowVerdicts:
 def judge_windows(bundle: Bundle, x: Float32) -> WindowVerdicts:
     """Single windows (B, C, N), in the units of the sensor, NaN is missing: each as though it came after a long silence.
 
-    They take the road of the device, with its policy for what is missing.
+    They take the road of the device, with its policy for what is missing, but each stands for itself: the device averages over
+    several, which vary less, so that fewer of the normal ones would alarm.
     """
     count, channels, length = x.shape
-    pipeline = bundle.pipeline(hop=length)
+    pipeline = bundle.pipeline(hop=length, smooth=False)
     rate_hz, missing = bundle.manifest.rate_hz, bundle.manifest.missing
     distance = 2 * length + missing.max_fill + int(np.ceil(missing.jitter_s * rate_hz)) + 2  # in samples, start to start
     score, p_value = np.full(count, np.nan), np.full(count, np.nan)

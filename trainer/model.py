@@ -1,8 +1,9 @@
-"""The module that is trained and exported: a window in the units of the sensor in; embedding, residual and level out."""
+"""The module that is trained and exported: a window in the units of the sensor in; what the device's scorers get, out."""
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.encoders import ENCODERS, Encoder
 from trainer.pretexts import Pretext
@@ -17,6 +18,52 @@ LEVEL_CLIP = 1000.0
 """Spreads. The level never meets int8, so it only has to stay finite."""
 MOST_NORMALISED = 65536
 """Windows. More would not move the third digit, and take memory."""
+TRACE_STEPS = 32
+MAP_STEPS = 16
+"""What scorers get of the window and of the map: finer ones cost memory on the device and find nothing more."""
+
+
+class Spectrum(nn.Module):
+    """The energy of each channel in K bands of equal width up to half the sampling rate, as a logarithm, and that of all.
+
+    Welch (1967), "The use of fast Fourier transform for the estimation of power spectra": overlapping segments under a Hann
+    window. A bank of fixed filters, so it is one convolution in the graph. With windows of 1024 samples or more there are 32
+    bands, below that as many as leave each the mean of some ten segments.
+    """
+
+    filters: Tensor
+    FLOOR = 1e-3
+    """Of the variance of white noise of one spread; what is below is nothing that a sensor can tell."""
+
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.bands = min(32, max(2, window // 32))
+        taps = 2 * self.bands
+        time = torch.arange(taps, dtype=torch.float64)
+        hann = 0.5 - 0.5 * torch.cos(2 * torch.pi * time / taps)
+        angle = 2 * torch.pi * torch.arange(1, self.bands + 1, dtype=torch.float64)[:, None] * time / taps
+        filters = torch.cat([angle.cos(), angle.sin()]) * hann / hann.square().sum().sqrt()  # (2 K, taps)
+        self.register_buffer("filters", filters[:, None, None, :].float(), persistent=False)
+
+    def forward(self, shape: Tensor) -> Tensor:
+        """(B, C, N) → (B, 1 + K, C)"""
+        found = functional.conv2d(shape.unsqueeze(1), self.filters, stride=(1, self.bands))  # (B, 2 K, C, segments)
+        power = found.square().mean(3)
+        bands = power[:, : self.bands] + power[:, self.bands :]  # (B, K, C)
+        energy = torch.cat([shape.square().mean(2).unsqueeze(1), bands], dim=1)
+        return (energy + self.FLOOR).log()
+
+
+def averaged(x: Tensor, steps: int) -> Tensor:
+    """(…, N) → (…, M), M ≤ `steps`: means of equally many samples; the last sample is repeated where they do not go up."""
+    length = x.shape[-1]
+    each = -(-length // steps)
+    if each == 1:
+        return x
+    rest = -length % each
+    if rest:
+        x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], rest)], dim=-1)
+    return x.reshape(*x.shape[:-1], -1, each).mean(-1)
 
 
 class Detector(nn.Module):
@@ -40,6 +87,7 @@ class Detector(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, 1))
         self.register_buffer("inverse_between", torch.ones(channels, 1))
         self.register_buffer("inverse_within", torch.ones(channels, 1))
+        self.spectrum = Spectrum(recipe.window)
 
     def fit_normalisation(self, windows: WindowArray) -> None:
         """Take mean, spread of the levels and usual spread within a window of each channel from (B, C, N).
@@ -72,8 +120,11 @@ class Detector(nn.Module):
         shape = ((centred - level) * self.inverse_within).clamp(-CLIP, CLIP)
         return (level * self.inverse_between).clamp(-LEVEL_CLIP, LEVEL_CLIP).squeeze(2), shape
 
-    def forward(self, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, N) → embedding (B, 2 D), residual (B, C), level (B, C)."""
+    def forward(self, window: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, N) → what `edge.scoring.backends.Outputs` says, in its order."""
         level, x = self.normalise(window)
         encoded = self.encoder(x)  # (B, D, T)
-        return embed(encoded), self.pretext.residual(x, encoded), level
+        inverse_total = (self.inverse_between.pow(-2) + self.inverse_within.pow(-2)).rsqrt()
+        trace = averaged((window - self.mean) * inverse_total, TRACE_STEPS).clamp(-LEVEL_CLIP, LEVEL_CLIP)
+        residual = self.pretext.residual(x, encoded)
+        return embed(encoded), residual, level, self.spectrum(x), trace, averaged(encoded, MAP_STEPS)

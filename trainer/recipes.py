@@ -13,6 +13,8 @@ from msgspec import Meta
 
 from edge.config import refuse_unknown_keys
 from edge.errors import ConfigError, NoInputError
+from edge.scoring.ensemble import DEFAULT_SCORER
+from edge.scoring.ensemble import parse as parse_scorer
 from edge.sensing.windows import MissingPolicy
 
 Count = Annotated[int, Meta(ge=1)]
@@ -177,7 +179,15 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     encoder: EncoderRecipe = EncoderRecipe()
     pretext: PretextRecipe = PretextRecipe()
     training: TrainingRecipe = TrainingRecipe()
-    scorer: Literal["mahalanobis", "knn"] = "mahalanobis"
+    scorer: str = DEFAULT_SCORER
+    """`scorer(view)`, several joined by `+`: see `edge/scoring/ensemble.py`."""
+    smoothing: Annotated[float, Meta(ge=0, le=64)] = 1.0
+    """Windows' lengths that the score is averaged over; 0 for none."""
+
+    @property
+    def smoothing_samples(self) -> int:
+        """From the oldest to the newest of the windows that are averaged."""
+        return max(0, round(self.smoothing * self.window) - self.hop_samples)
 
     @property
     def hop_samples(self) -> int:
@@ -213,6 +223,10 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
         raise ConfigError(f"{where}: {key + ': ' if key else ''}{message[0].lower()}{message[1:]}") from None
     if wrong := contradiction(recipe.encoder):
         raise ConfigError(f"{where}: encoder.{wrong}")
+    try:
+        parse_scorer(recipe.scorer)
+    except ValueError as error:
+        raise ConfigError(f"{where}: scorer: {error}") from None
     if recipe.hop_samples > recipe.window:
         raise ConfigError(
             f"{where}: hop: {recipe.hop} leaves samples between windows of {recipe.window} that nobody would look at"

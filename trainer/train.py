@@ -37,6 +37,7 @@ FORMAT = 1
 MAX_WINDOWS_BYTES = 64 * 1024 * 1024
 """Of each kind that a run keeps. Plenty for ranges, scorer and calibration; a recording of months stays out of it."""
 LOSSES_KEPT = 200
+ROWS_KEPT = 16
 MOST_JUDGED = 1024
 """Windows held back on which the last loss is measured."""
 MOST_CHOOSING, MOST_STRETCHES = 512, 16
@@ -129,6 +130,7 @@ def train(
         unfinished.discard()  # it would come to the same end again
         raise
     distributed.require_agreement(fitted.detector)
+    held_back = in_rows(len(material.calibration), affordable(material.calibration))
     info = RunInfo(
         version=made.version,
         torch=made.torch,
@@ -159,7 +161,13 @@ def train(
         weights = {name: value.cpu() for name, value in fitted.detector.state_dict().items()}
         torch.save(weights, draft / "checkpoint.pt")
         (draft / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
-        np.savez_compressed(draft / "windows.npz", fit=kept, calibration=bounded(material.calibration), allow_pickle=False)
+        np.savez_compressed(
+            draft / "windows.npz",
+            fit=kept,
+            calibration=material.calibration[held_back],
+            position=material.position[held_back],
+            allow_pickle=False,
+        )
     unfinished.discard()
     return info
 
@@ -355,9 +363,22 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
 
 
 def bounded(windows: WindowArray) -> Float32:
-    """As many windows, evenly spaced, as fit into `MAX_WINDOWS_BYTES`."""
-    count = max(1, min(len(windows), MAX_WINDOWS_BYTES // max(1, 4 * math.prod(windows.shape[1:]))))
-    return windows[np.linspace(0, len(windows) - 1, count).astype(np.int64)]
+    """As many windows, evenly spaced, as a run can keep."""
+    return windows[np.linspace(0, len(windows) - 1, affordable(windows)).astype(np.int64)]
+
+
+def affordable(windows: WindowArray) -> int:
+    """How many windows fit into `MAX_WINDOWS_BYTES`."""
+    return max(1, min(len(windows), MAX_WINDOWS_BYTES // max(1, 4 * math.prod(windows.shape[1:]))))
+
+
+def in_rows(count: int, most: int) -> Int64:
+    """At most `most` places out of `count`, in unbroken rows: scores are averaged over neighbours before they calibrate."""
+    if count <= most:
+        return np.arange(count)
+    length = max(1, most // ROWS_KEPT)
+    starts = np.linspace(0, count - length, most // length).astype(np.int64)
+    return np.unique(starts[:, None] + np.arange(length))
 
 
 def version() -> str:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from edge.scoring.backends import Outputs
-from edge.scoring.scorers import SCORERS, features
+from edge.scoring.ensemble import features
+from edge.scoring.scorers import SCORERS
 from edge.signal import Float32, Int64
 from trainer.encoders import Encoder
 from trainer.model import Detector

@@ -10,14 +10,12 @@ from edge.bundle import Bundle, Golden, members_of, pack_golden, pack_head, writ
 from edge.errors import DataError
 from edge.scoring.backends import Outputs, run_in_slices
 from edge.scoring.commission import fit_head
-from edge.scoring.explain import movement
-from edge.scoring.scorers import features
 from edge.sensing.recordings import find_recordings, match_channels, read_recording
 from edge.sensing.windows import Windower
-from edge.signal import Float32
+from edge.signal import Int64
 
 WINDOWS = 2000
-"""Aimed at per recording: more of them overlap more and say little more."""
+"""Aimed at: more of them overlap more and say little more."""
 
 
 def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
@@ -27,29 +25,33 @@ def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
     """
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
+    recordings = {path: match_channels(read_recording(path), bundle.channels) for path in find_recordings(normal)}
+    hop = max(1, min(manifest.hop, sum(len(recording.time_ns) for recording in recordings.values()) // WINDOWS))
     parts: list[Outputs] = []
-    movements: list[Float32] = []
+    ends: list[Int64] = []
     digests: dict[str, str] = {}
-    overlap = 1
-    for path in find_recordings(normal):
-        recording = match_channels(read_recording(path), bundle.channels)
-        hop = max(1, min(manifest.hop, len(recording.time_ns) // WINDOWS))
+    for path, recording in recordings.items():
         windower = Windower(len(bundle.channels), manifest.rate_hz, manifest.window, hop, manifest.missing)
         for samples in recording.samples():
             windows = windower.feed(samples)
             if len(windows):
                 parts.append(run_in_slices(bundle.backend, windows.x))
-                movements.append(movement(windows.x))
-        overlap = max(overlap, -(-manifest.window // hop))
+                ends.append(windows.end_ns)
         digests[f"commissioned/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         if not parts:
             raise ValueError(f"nowhere are {manifest.window} samples in a row usable")
-        head = fit_head(manifest.scorer, Outputs.concatenate(parts), np.concatenate(movements), overlap)
+        head = fit_head(
+            manifest.scorer,
+            Outputs.concatenate(parts),
+            np.concatenate(ends),
+            bundle.smoother(hop),
+            overlap=-(-manifest.window // hop),
+        )
     except ValueError as error:
         raise DataError(f"{', '.join(map(str, normal))}: {error}; record for longer") from None
     outputs = run_in_slices(bundle.backend, bundle.golden.x)
-    golden = Golden(bundle.golden.x, outputs, head.scorer.score(features(outputs)))
+    golden = Golden(bundle.golden.x, outputs, head.scorer.score(outputs))
     members = members_of(bundle_path) | {
         "head.npz": pack_head(head.scorer, head.calibrator, head.explainer),
         "golden.npz": pack_golden(golden),

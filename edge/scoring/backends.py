@@ -1,4 +1,4 @@
-"""Run the encoder: a window in; an embedding, and per channel a reconstruction error and a level, out."""
+"""Run the model: a window in; out comes what there is to know about it, learned and measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge.errors import BundleError
-from edge.signal import Float32
+from edge.signal import Float32, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,12 @@ class Outputs:
     """(B, C) mean squared reconstruction error of each channel's shape, in normalised units; never negative."""
     level: Float32
     """(B, C) mean of each channel, in normalised units. The encoder sees only the shape around it."""
+    spectrum: Float32
+    """(B, 1 + K, C) logarithm of the energy of each channel's shape: in all, and in each of K bands of equal width."""
+    trace: Float32
+    """(B, C, M) the window itself, levels and all, averaged down to at most 32 steps."""
+    map: Float32
+    """(B, D, S) what the encoder saw, averaged down to at most 16 steps."""
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Outputs]") -> "Outputs":
@@ -28,8 +34,15 @@ class Outputs:
     def arrays(self) -> dict[str, Float32]:
         return {name: getattr(self, name) for name in OUTPUTS}
 
+    def part(self, index: slice | Int64) -> "Outputs":
+        """Of some of the windows."""
+        return Outputs(*(getattr(self, name)[index] for name in OUTPUTS))
 
-OUTPUTS = ("embedding", "residual", "level")
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+
+OUTPUTS = ("embedding", "residual", "level", "spectrum", "trace", "map")
 
 
 class Backend(Protocol):

@@ -10,9 +10,10 @@ import numpy as np
 
 from edge.scoring.backends import Outputs
 from edge.scoring.calibrate import Calibrator
+from edge.scoring.ensemble import Ensemble, fit_members, log_scores
 from edge.scoring.explain import Explainer
-from edge.scoring.scorers import SCORERS, Scorer, features
-from edge.signal import Float32
+from edge.scoring.smoothing import Smoother, smoothed
+from edge.signal import Int64
 
 FOLDS = 5
 FEWEST = 40
@@ -23,25 +24,28 @@ FEWEST = 40
 class Head:
     """What stands between the encoder and the alarm."""
 
-    scorer: Scorer
+    scorer: Ensemble
     calibrator: Calibrator
     explainer: Explainer
 
 
-def fit_head(scorer: str, outputs: Outputs, movement: Float32, overlap: int) -> Head:
-    """A head from consecutive normal windows and the movement in them; raises ValueError when they are too few.
+def fit_head(scorer: str, outputs: Outputs, position: Int64, smoother: Smoother, overlap: int) -> Head:
+    """A head from normal windows in the order of time; raises ValueError when they are too few.
+
+    `position` (n,) says where each window stands, in the unit of the smoother; windows `overlap` places apart share no sample.
 
     An hour of one machine is too little to set a third of it aside. So the calibration is crossed: each of `FOLDS` blocks is
-    scored by a scorer fitted to the other blocks, and the scorer that ships is fitted to all of them (Vovk 2015,
-    "Cross-conformal predictors"). Windows within `overlap` of a block share samples with it and are left out of its fit.
+    scored by scorers fitted to the other blocks, and the scorers that ship are fitted to all of them (Vovk 2015,
+    "Cross-conformal predictors"). Windows that share samples with a block are left out of its fit.
     """
-    z = features(outputs)
-    if len(z) < FEWEST:
-        raise ValueError(f"{len(z)} windows of normal running; at least {FEWEST} are needed")
-    kind = SCORERS[scorer]
-    edges = np.linspace(0, len(z), FOLDS + 1).astype(int)
-    scores = []
+    if len(outputs) < FEWEST:
+        raise ValueError(f"{len(outputs)} windows of normal running; at least {FEWEST} are needed")
+    edges = np.linspace(0, len(outputs), FOLDS + 1).astype(int)
+    logs = []
     for start, stop in pairwise(edges.tolist()):
-        others = np.r_[0 : max(0, start - overlap), min(len(z), stop + overlap) : len(z)]
-        scores.append(kind.fit(z[others]).score(z[start:stop]))
-    return Head(kind.fit(z), Calibrator.fit(np.concatenate(scores)), Explainer.fit(outputs, movement))
+        others = np.r_[0 : max(0, start - overlap), min(len(outputs), stop + overlap) : len(outputs)]
+        logs.append(log_scores(scorer, fit_members(scorer, outputs.part(others)), outputs.part(slice(start, stop))))
+    crossed = np.concatenate(logs, axis=1)  # (M, n)
+    ensemble = Ensemble.related(scorer, fit_members(scorer, outputs), crossed)
+    scores = smoothed(smoother, position, ensemble.combined(crossed))
+    return Head(ensemble, Calibrator.fit(scores), Explainer.fit(outputs))

@@ -24,16 +24,16 @@ class Explainer:
         self._centre, self._scale = centre, scale  # (3, C) each: residual, level, movement
 
     @classmethod
-    def fit(cls, outputs: Outputs, movement: Float32) -> Self:
-        """From normal windows; `movement` (B, C) as the function of that name gives it."""
-        low, centre, high = np.quantile(_quantities(outputs, movement), (0.25, 0.5, 0.75), axis=0)
+    def fit(cls, outputs: Outputs) -> Self:
+        """From normal windows."""
+        low, centre, high = np.quantile(_quantities(outputs), (0.25, 0.5, 0.75), axis=0)
         # What hardly ever changes would turn the smallest change into all of the blame.
         floor = np.array([[0.1], [0.01], [0.1]])
         return cls(centre.astype(np.float32), np.maximum(high - low, floor).astype(np.float32))
 
-    def shares(self, outputs: Outputs, movement: Float32) -> Float32:
+    def shares(self, outputs: Outputs) -> Float32:
         """(B, C), each row adds up to 1; equal shares where no channel stands out."""
-        away = np.abs(_quantities(outputs, movement) - self._centre) / self._scale  # (B, 3, C)
+        away = np.abs(_quantities(outputs) - self._centre) / self._scale  # (B, 3, C)
         # fmax and fmin, unlike maximum and minimum, take the number where the other one is NaN.
         beyond = np.fmin(np.fmax(away - 1, 0), 1e6)
         excess = np.sqrt(beyond[:, 0]) + beyond[:, 1] + beyond[:, 2]
@@ -45,17 +45,6 @@ class Explainer:
         return {"centre": self._centre, "scale": self._scale}
 
 
-def movement(x: Float32) -> Float32:
-    """(B, C, N) windows in the units of the sensor → (B, C): the logarithm of the standard deviation within each window."""
-    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 moves infinitely
-        mean = np.einsum("bcn->bc", x) / x.shape[2]
-        away = x - mean[:, :, None]  # first: the squares of a small signal on a large offset would lose it
-        variance = np.einsum("bcn,bcn->bc", away, away) / x.shape[2]
-        # Below the rounding of float32 there is no movement, only what the subtraction left over.
-        found: Float32 = 0.5 * np.log(np.maximum(variance, 1e-12 * mean * mean + 1e-30)).astype(np.float32)
-    return found
-
-
-def _quantities(outputs: Outputs, movement: Float32) -> Float32:
+def _quantities(outputs: Outputs) -> Float32:
     """(B, 3, C)"""
-    return np.stack([np.log(outputs.residual + 1e-6), outputs.level, movement], axis=1)
+    return np.stack([np.log(outputs.residual + 1e-6), outputs.level, 0.5 * outputs.spectrum[:, 0]], axis=1)

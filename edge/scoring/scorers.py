@@ -6,15 +6,9 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from edge.scoring.backends import Outputs
 from edge.signal import Float32
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
-
-
-def features(outputs: Outputs) -> Float32:
-    """(B, D + 2 C): the embedding, the logarithm of the residuals, which spread over decades, and the levels."""
-    return np.concatenate([outputs.embedding, np.log(outputs.residual + 1e-6), outputs.level], axis=1)
 
 
 class Scorer(Protocol):
@@ -84,12 +78,9 @@ class NearestNeighbourScorer:
     """
 
     PROTOTYPES = 512
-    _FAR = 1e9
-    """Spreads. What is farther, or not finite, is put here: the squares still fit float32."""
 
     def __init__(self, mean: Float32, scale: Float32, prototypes: Float32) -> None:
         self._mean, self._scale, self._prototypes = mean, scale, prototypes  # (K,), (K,), (P, K)
-        self._squares = np.einsum("pk,pk->p", prototypes, prototypes)
 
     @classmethod
     def fit(cls, z: Float32) -> Self:
@@ -101,11 +92,8 @@ class NearestNeighbourScorer:
         return cls(mean, scale, y[_k_centre(y, cls.PROTOTYPES)])
 
     def score(self, z: Float32) -> Float32:
-        with np.errstate(over="ignore", invalid="ignore"):
-            y = (z - self._mean) / self._scale
-        y = np.clip(np.nan_to_num(y, nan=self._FAR), -self._FAR, self._FAR).astype(np.float32)
-        squares = np.einsum("bk,bk->b", y, y)[:, None] - 2 * (y @ self._prototypes.T) + self._squares
-        return _finite(np.sqrt(np.maximum(squares.min(axis=1, initial=np.inf), 0) / y.shape[1]))
+        squares = _squares(_scaled(z, self._mean, self._scale), self._prototypes)
+        return _finite(np.sqrt(np.maximum(squares.min(axis=1, initial=np.inf), 0) / z.shape[1]))
 
     def arrays(self) -> dict[str, Float32]:
         return {"mean": self._mean, "scale": self._scale, "prototypes": self._prototypes}
@@ -115,7 +103,148 @@ class NearestNeighbourScorer:
         return cls(*(np.asarray(arrays[name]) for name in ("mean", "scale", "prototypes")))
 
 
-SCORERS: dict[str, type[Scorer]] = {"mahalanobis": MahalanobisScorer, "knn": NearestNeighbourScorer}
+class KMeansScorer:
+    """Distance to the nearest of at most `CENTRES` centres of normal features.
+
+    Between one blob and a memory of single windows: the centres are means, so what was seen once leaves no trace. Lloyd (1982),
+    "Least squares quantization in PCM", from the points that lie farthest apart.
+    """
+
+    CENTRES = 10
+    _ROUNDS = 50
+    _MOST = 4096
+
+    def __init__(self, mean: Float32, scale: Float32, centres: Float32) -> None:
+        self._mean, self._scale, self._centres = mean, scale, centres  # (K,), (K,), (P, K)
+
+    @classmethod
+    def fit(cls, z: Float32) -> Self:
+        _require(z)
+        mean, scale = (a.astype(np.float32) for a in _standardiser(z))
+        y = _thinned((z - mean) / scale, cls._MOST).astype(np.float32)
+        centres = y[_k_centre(y, cls.CENTRES)]
+        for _ in range(cls._ROUNDS):
+            nearest = _squares(y, centres).argmin(axis=1)
+            # A centre that lost all of its points stays where it is.
+            moved = np.stack([y[nearest == i].mean(axis=0) if (nearest == i).any() else c for i, c in enumerate(centres)])
+            if np.allclose(moved, centres):
+                break
+            centres = moved
+        return cls(mean, scale, centres)
+
+    def score(self, z: Float32) -> Float32:
+        squares = _squares(_scaled(z, self._mean, self._scale), self._centres)
+        return _finite(np.sqrt(np.maximum(squares.min(axis=1, initial=np.inf), 0) / z.shape[1]))
+
+    def arrays(self) -> dict[str, Float32]:
+        return {"mean": self._mean, "scale": self._scale, "centres": self._centres}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        return cls(*(np.asarray(arrays[name]) for name in ("mean", "scale", "centres")))
+
+
+class SubspaceScorer:
+    """What is left of a window beside the directions in which normal windows differ, in spreads.
+
+    Jackson & Mudholkar (1979), "Control procedures for residuals associated with principal component analysis": Q, as a root
+    mean square. It keeps the directions that hold nine tenths of the variance. Features may be many more than windows.
+    """
+
+    EXPLAINED = 0.9
+    MOST_DIRECTIONS = 128
+    _MOST = 1024
+    """Windows to fit to: the cost grows with the cube of windows or features, whichever are fewer."""
+    _CLIP = 20.0
+    """Spreads. A channel that hardly moved while normal would else outvote all others."""
+
+    def __init__(self, mean: Float32, scale: Float32, basis: Float32) -> None:
+        self._mean, self._scale, self._basis = mean, scale, basis  # (K,), (K,), (K, Q)
+
+    @classmethod
+    def fit(cls, z: Float32) -> Self:
+        _require(z)
+        mean, scale = _standardiser(z)
+        y = np.clip((_thinned(z, cls._MOST) - mean) / scale, -cls._CLIP, cls._CLIP)
+        centre = y.mean(axis=0)
+        y -= centre
+        wide = y.shape[1] > len(y)
+        values, vectors = np.linalg.eigh(y @ y.T if wide else y.T @ y)  # ascending
+        values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
+        share = np.cumsum(values) / max(values.sum(), 1e-30)
+        kept = min(int(np.searchsorted(share, cls.EXPLAINED)) + 1, cls.MOST_DIRECTIONS, len(y) - 1)
+        kept = int((values[:kept] > 1e-9 * max(values[0], 1e-30)).sum())  # directions that are there at all
+        basis = y.T @ vectors[:, :kept] / np.sqrt(values[:kept]) if wide else vectors[:, :kept]
+        return cls((mean + scale * centre).astype(np.float32), scale.astype(np.float32), basis.astype(np.float32))
+
+    def score(self, z: Float32) -> Float32:
+        y = np.clip(_scaled(z, self._mean, self._scale), -self._CLIP, self._CLIP)
+        left = y - (y @ self._basis) @ self._basis.T
+        score = np.sqrt(np.einsum("bk,bk->b", left, left) / y.shape[1])
+        return _finite(np.where(np.isfinite(z).all(axis=1), score, np.inf))
+
+    def arrays(self) -> dict[str, Float32]:
+        return {"mean": self._mean, "scale": self._scale, "basis": self._basis}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        return cls(*(np.asarray(arrays[name]) for name in ("mean", "scale", "basis")))
+
+
+class MarginalScorer:
+    """How far the features lie above what is usual for each of them alone, on average.
+
+    Blind to what features do together, and so in need of few windows. Only upwards: it is meant for residuals.
+    """
+
+    def __init__(self, centre: Float32, scale: Float32) -> None:
+        self._centre, self._scale = centre, scale  # (K,), (K,): median, and from there to the 95 % quantile
+
+    @classmethod
+    def fit(cls, z: Float32) -> Self:
+        _require(z)
+        centre, high = np.quantile(z, (0.5, 0.95), axis=0)
+        return cls(centre.astype(np.float32), np.where(high - centre < 1e-6, 1.0, high - centre).astype(np.float32))
+
+    def score(self, z: Float32) -> Float32:
+        excess = np.maximum(_scaled(z, self._centre, self._scale), 0)
+        return _finite(np.sqrt(np.einsum("bk,bk->b", excess, excess) / z.shape[1]))
+
+    def arrays(self) -> dict[str, Float32]:
+        return {"centre": self._centre, "scale": self._scale}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        return cls(np.asarray(arrays["centre"]), np.asarray(arrays["scale"]))
+
+
+SCORERS: dict[str, type[Scorer]] = {
+    "mahalanobis": MahalanobisScorer,
+    "knn": NearestNeighbourScorer,
+    "kmeans": KMeansScorer,
+    "subspace": SubspaceScorer,
+    "marginal": MarginalScorer,
+}
+_FAR = 1e9
+"""Spreads. What is farther, or not finite, is put here: the squares still fit float32."""
+
+
+def _scaled(z: Float32, mean: Float32, scale: Float32) -> Float32:
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = (z - mean) / scale
+    found: Float32 = np.clip(np.nan_to_num(y, nan=_FAR), -_FAR, _FAR).astype(np.float32)
+    return found
+
+
+def _squares(y: Float32, points: Float32) -> Float32:
+    """(B, K) and (P, K) → squared distances (B, P); rounding may leave them slightly negative."""
+    found: Float32 = np.einsum("bk,bk->b", y, y)[:, None] - 2 * (y @ points.T) + np.einsum("pk,pk->p", points, points)
+    return found
+
+
+def _thinned(z: npt.NDArray[np.floating], most: int) -> npt.NDArray[np.floating]:
+    """At most so many of the windows, evenly in time."""
+    return z if len(z) <= most else z[np.linspace(0, len(z) - 1, most).astype(np.int64)]
 
 
 def _standardiser(z: Float32) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -12,7 +12,7 @@ from edge.operating.commission import commission
 from edge.operating.score import judge_recording
 from edge.scoring.backends import Outputs
 from edge.scoring.commission import fit_head
-from edge.scoring.scorers import features
+from edge.scoring.smoothing import Smoother
 from edge.sensing.recordings import Recording, write_recording
 
 
@@ -24,7 +24,8 @@ def recording(rows: int, seed: int, offset: float = 0.0) -> Recording:
 def outputs(n: int, seed: int = 0) -> Outputs:
     rng = np.random.default_rng(seed)
     embedding, residual, level = rng.normal(size=(n, 4)), rng.gamma(2.0, size=(n, 2)), rng.normal(size=(n, 2))
-    return Outputs(*(array.astype(np.float32) for array in (embedding, residual, level)))
+    spectrum, trace, map_ = rng.normal(size=(n, 3, 2)), rng.normal(size=(n, 2, 8)), rng.normal(size=(n, 4, 4))
+    return Outputs(*(array.astype(np.float32) for array in (embedding, residual, level, spectrum, trace, map_)))
 
 
 def test_what_is_usual_for_this_machine_is_no_alarm_any_more_and_a_fault_still_is(tmp_path: Path) -> None:
@@ -42,15 +43,16 @@ def test_what_is_usual_for_this_machine_is_no_alarm_any_more_and_a_fault_still_i
     assert own.manifest.calibration_floor == own.calibrator.floor
 
 
-def test_the_promise_holds_on_windows_that_nobody_was_fitted_on() -> None:
+@pytest.mark.parametrize("scorer", ["knn", "subspace(trace) + knn(signal)"])
+def test_the_promise_holds_on_windows_that_nobody_was_fitted_on(scorer: str) -> None:
     """With its control: calibrated on the very windows that the scorer was fitted to, the promise is broken."""
     crossed, naive = [], []
     for seed in range(40):
         ours, fresh = outputs(100, seed), outputs(500, 1000 + seed)
-        head = fit_head("knn", ours, ours.level, overlap=1)
-        crossed.append((head.calibrator.p_value(head.scorer.score(features(fresh))) <= 0.05).mean())
-        in_sample = head.scorer.score(features(ours))
-        naive.append((head.scorer.score(features(fresh)) > np.quantile(in_sample, 0.95)).mean())
+        head = fit_head(scorer, ours, np.arange(len(ours)), Smoother(0, 1, 1), overlap=1)
+        crossed.append((head.calibrator.p_value(head.scorer.score(fresh)) <= 0.05).mean())
+        in_sample = head.scorer.score(ours)
+        naive.append((head.scorer.score(fresh) > np.quantile(in_sample, 0.95)).mean())
     assert np.mean(crossed) == pytest.approx(0.05, abs=0.02)
     assert np.mean(naive) > 0.5
 

@@ -25,13 +25,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def windows(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(n, C, N) windows that were learned from and that were held back."""
+def windows(run: Path) -> tuple[np.ndarray, ...]:
+    """(n, C, N) windows that were learned from, that were held back, and where these start."""
     return load_windows(run)
 
 
 @pytest.fixture(scope="session")
-def models(run: Path, windows: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def models(run: Path, windows: tuple[np.ndarray, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Float and int8."""
     folder = tmp_path_factory.mktemp("models")
     export(load_detector(run)[0], windows[1][:16], folder / "float.onnx")

@@ -66,7 +66,7 @@ def test_the_heads_of_the_other_tasks_stay_behind(tmp_path: Path) -> None:
     assert exported(1.0, something_more=True) != exported(0.0)  # so the comparison does see what is too much
 
 
-def test_folding_changes_nothing_but_the_layers(run: Path, windows: tuple[np.ndarray, np.ndarray]) -> None:
+def test_folding_changes_nothing_but_the_layers(run: Path, windows: tuple[np.ndarray, ...]) -> None:
     detector, _ = load_detector(run)
     folded = fold(detector)
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in detector.modules())
@@ -86,14 +86,14 @@ def test_nothing_of_the_build_machine_is_in_the_model(models: tuple[Path, Path])
 
 
 def test_exporting_is_quiet(
-    run: Path, windows: tuple[np.ndarray, np.ndarray], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Path, windows: tuple[np.ndarray, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     export(load_detector(run)[0], windows[1][:2], tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_model_that_differs_from_the_trained_one_is_refused(
-    run: Path, windows: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, windows: tuple[np.ndarray, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(detector: Detector) -> Detector:
         folded = fold(detector)

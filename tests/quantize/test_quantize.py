@@ -12,7 +12,8 @@ import pytest
 import quantize as package
 from edge.bundle import Bundle
 from edge.errors import DataError, GateError, NoInputError
-from edge.scoring.scorers import features
+from edge.scoring.ensemble import Ensemble
+from edge.scoring.smoothing import Smoother, smoothed
 from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from quantize import Quantized, choose, quantize
@@ -53,15 +54,19 @@ def test_the_bundle_opens_and_proves_itself(made: tuple[Path, Quantized, list[St
 
 
 def test_scorer_and_calibrator_are_those_of_the_model_that_is_shipped(
-    made: tuple[Path, Quantized, list[Step]], windows: tuple[np.ndarray, np.ndarray]
+    made: tuple[Path, Quantized, list[Step]], windows: tuple[np.ndarray, ...]
 ) -> None:
     bundle = Bundle.open(made[0])
-    fit, calibration = windows
-    scores = bundle.scorer.score(features(bundle.backend.run(calibration)))
+    fit, calibration, position = windows
+    scores = bundle.scorer.score(bundle.backend.run(calibration))
+    manifest = bundle.manifest
+    means = smoothed(Smoother(manifest.smoothing, manifest.hop, manifest.window), position, scores)
     # Exactly: each calibration window's own score is among the stored ones.
-    assert np.array_equal(np.sort(scores), bundle.calibrator.arrays()["scores"])
-    mean = features(bundle.backend.run(fit)).mean(axis=0, dtype=np.float64)
-    assert np.allclose(bundle.scorer.arrays()["mean"], mean, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(np.sort(means), bundle.calibrator.arrays()["scores"])
+    assert len(means) < len(scores), "the control: they are averaged"
+    fitted = Ensemble.fit(manifest.scorer, bundle.backend.run(fit), bundle.backend.run(calibration))
+    for name, array in fitted.arrays().items():
+        assert np.allclose(bundle.scorer.arrays()[name], array, rtol=1e-5, atol=1e-5), name
 
 
 def test_members_are_well_formed(made: tuple[Path, Quantized, list[Step]]) -> None:

@@ -12,7 +12,7 @@ from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from trainer import train as training
 from trainer.checkpoint import load_detector, load_info, load_windows
-from trainer.model import CLIP, Detector
+from trainer.model import Detector, Spectrum, averaged
 from trainer.progress import Step
 from trainer.recipes import Recipe, apply_overrides
 from trainer.train import train
@@ -63,7 +63,8 @@ def test_run_says_what_it_was_made_from(run: Path, recordings: list[Path]) -> No
     assert info.rate_hz == pytest.approx(50)
     assert list(info.data) == ["normal.csv"]
     assert info.losses[-1] < info.losses[0]
-    fit, calibration = load_windows(run)
+    fit, calibration, position = load_windows(run)
+    assert set(np.diff(position)) == {info.hop}
     assert fit.shape[1:] == calibration.shape[1:] == (5, 32)
     assert (len(fit), len(calibration)) == (info.fit_windows, info.calibration_windows)
     assert all("\n" not in line for line in info.lines())
@@ -133,10 +134,8 @@ def test_normalisation_survives_channels_that_never_move() -> None:
     detector.eval()
     with torch.no_grad():
         level, shape = detector.normalise(torch.from_numpy(windows))
-        embedding, residual, level = detector(torch.from_numpy(windows))
-    assert torch.isfinite(embedding).all()
-    assert torch.isfinite(residual).all()
-    assert torch.isfinite(level).all()
+        outputs = detector(torch.from_numpy(windows))
+    assert all(torch.isfinite(output).all() for output in outputs)
     assert level[:, :2].abs().max() < 1e-3
     assert shape[:, :2].abs().max() < 1e-3
     assert 0.5 < shape[:, 2].std() < 1.5
@@ -206,3 +205,34 @@ def test_a_run_of_another_format_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match="format 99"):
         load_info(tmp_path)
+
+
+@pytest.mark.parametrize("bands", [2, 8])
+def test_a_tone_shows_in_its_band_and_in_no_other(bands: int) -> None:
+    n = 32 * bands
+    spectrum = Spectrum(n)
+    assert spectrum.bands == bands
+    time = torch.arange(n)
+    for band in range(bands):
+        tone = torch.sin(torch.pi * (band + 1) / bands * time + 0.5)[None, None]  # the last one at half the rate
+        found = spectrum(tone)[0, 1:, 0]
+        assert found.argmax() == band
+    noise = torch.randn(200, 2, n, generator=torch.Generator().manual_seed(0))
+    assert spectrum(noise).exp().mean((0, 2)) == pytest.approx(np.ones(1 + bands), abs=0.25), "white noise: 1 in each"
+
+
+@pytest.mark.parametrize(("length", "steps"), [(8, 8), (64, 32), (65, 22), (32, 32), (50, 25)])
+def test_a_trace_has_at_most_so_many_steps_and_keeps_the_level(length: int, steps: int) -> None:
+    x = torch.randn(3, 2, length, generator=torch.Generator().manual_seed(0))
+    found = averaged(x, 32)
+    assert found.shape == (3, 2, steps)
+    assert torch.allclose(averaged(x + 5, 32), found + 5, atol=1e-5)
+    assert torch.equal(averaged(torch.full((1, 1, length), 3.0), 32), torch.full((1, 1, found.shape[2]), 3.0))
+
+
+def test_calibration_keeps_unbroken_rows() -> None:
+    kept = training.in_rows(10_000, 1_600)
+    assert len(kept) == 1_600
+    assert (np.diff(kept) == 1).mean() > 0.98
+    assert (kept[0], kept[-1]) == (0, 9_999)
+    assert np.array_equal(training.in_rows(5, 10), np.arange(5))
