@@ -12,7 +12,7 @@ from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from trainer import train as training
 from trainer.checkpoint import load_detector, load_info, load_windows
-from trainer.model import Detector, Spectrum, averaged
+from trainer.model import CLIP, Detector, Spectrum, averaged
 from trainer.progress import Step
 from trainer.recipes import Recipe, apply_overrides
 from trainer.train import train
