@@ -1,0 +1,60 @@
+"""The yardstick of a search: faults of graded size, through the device's pipeline, and no label."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import quantize.measure as yardstick
+from edge.bundle import Bundle
+from edge.scoring.inject import INJECTIONS
+from edge.signal import Float32
+from quantize import quantize
+from quantize.measure import detection, latency_us, measure, scores
+from quantize.parity import Budget
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("measured") / "x.amiss"
+    quantize(run, out, budget=Budget(slower=math.inf))
+    return Bundle.open(out)
+
+
+def test_figures(bundle: Bundle, windows: tuple[Float32, Float32]) -> None:
+    figures = measure(bundle, windows[1])
+    assert set(figures.by_kind) == set(INJECTIONS)
+    # Neither blind nor full marks for everybody: there is something to choose by.
+    assert 0.55 < figures.detection < 0.95
+    assert figures.detection == pytest.approx(np.mean(list(figures.by_kind.values())))
+    small, *_, large = figures.by_severity.values()
+    assert small < large - 0.05
+    assert (figures.precision, figures.bytes) == ("int8", bundle.size)
+    assert figures.windows == min(len(windows[1]), yardstick.MOST_WINDOWS)
+    again = measure(bundle, windows[1])
+    assert (again.detection, again.by_kind) == (figures.detection, figures.by_kind)
+
+
+def test_no_fault_is_no_better_than_chance(
+    bundle: Bundle, windows: tuple[Float32, Float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yardstick, "SEVERITIES", (0.0,))
+    assert all(at == {0.0: 0.5} for at in detection(bundle, windows[1]).values())
+
+
+def test_scores_are_those_of_the_windows(bundle: Bundle, windows: tuple[Float32, Float32]) -> None:
+    held_back = windows[1]
+    # Each calibration window's own score is among the stored ones, so what went through the pipeline are these windows.
+    assert np.allclose(np.sort(scores(bundle, held_back)), bundle.calibrator.arrays()["scores"], rtol=1e-4)
+    order = np.random.default_rng(0).permutation(len(held_back))
+    assert np.allclose(scores(bundle, held_back[order]), scores(bundle, held_back)[order], rtol=1e-4)
+    broken = held_back.copy()
+    broken[1] = np.nan
+    with pytest.raises(ValueError, match="are they finite"):
+        scores(bundle, broken)
+
+
+def test_latency_is_of_one_window(bundle: Bundle, windows: tuple[Float32, Float32]) -> None:
+    assert 1 < latency_us(bundle, windows[1]) < 50_000
+    assert latency_us(bundle, windows[1][:3]) > 1  # fewer windows than rounds
