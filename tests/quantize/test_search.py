@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -217,12 +218,13 @@ def test_another_search_is_refused(data: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere.csv"
     moved.write_bytes(data.read_bytes())
     assert shape(go("second", paths=(moved,))) == shape(first)  # where the recordings lie is of no consequence
-    for place in ("first", "third"):  # the folder and the storage hold it
-        with pytest.raises(CannotCreateError, match=r"holds a search with another recipe; choose another"):
+    for place, holder in {"first": str(tmp_path / "first"), "third": url}.items():  # the folder, the storage
+        holds = rf"^{holder}: holds a search with"
+        with pytest.raises(CannotCreateError, match=rf"{holds} another recipe; choose another"):
             go(place, window=48)
-        with pytest.raises(CannotCreateError, match=r"holds a search with another space; choose another"):
+        with pytest.raises(CannotCreateError, match=rf"{holds} another space; choose another"):
             go(place, space=smaller)
-        with pytest.raises(CannotCreateError, match=r"holds a search with other recordings and another --cost; choose another"):
+        with pytest.raises(CannotCreateError, match=rf"{holds} other recordings and another --cost; choose another"):
             go(place, paths=(other,), cost="latency")
     assert {path: path.read_bytes() for path in before} == before
     with pytest.raises(NoInputError):
@@ -297,7 +299,7 @@ def test_two_processes_share_one_storage(data: Path, tmp_path: Path) -> None:
     for _ in urls:  # at once, on a storage that is not there yet
         for process in both:
             assert process.stdout is not None
-            tried.append(list(iter(process.stdout.readline, "ready\n")))
+            tried.append(list(takewhile(lambda line: line != "ready\n", process.stdout)))
         for process in both:
             assert process.stdin is not None
             process.stdin.write("\n")
