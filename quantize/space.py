@@ -7,8 +7,8 @@
     "training.lr" = { low = 1e-4, high = 1e-2, log = true }     … by its logarithm
     "training.steps" = { low = 200, high = 1000, step = 200 }   … in steps; whole when both ends are written so
 
-Each key and each value is checked here, before the first hour is spent. What cannot be had together is found out when it comes
-up, and only that one recipe fails.
+Each key and each value is checked here, before the first hour is spent: some recipe of the space has to take it. What cannot be
+had together is found out when it comes up, and only that one recipe fails.
 """
 
 import math
@@ -112,21 +112,22 @@ def parse_space(table: Any, base: Recipe, where: str) -> Space:
     for key, domain in space.items():
         for value in domain.ends():
             recipes.typed(_with(base, {key: value}), where)
-    return require_some(space, base, where)
+            require_some(space | {key: Choice((value,))}, base, f"{where}: {key} = {value!r}")
+    return space
 
 
 def require_some(space: Space, base: Recipe, where: str) -> Space:
-    """The space again; raises `ConfigError` when none of many recipes drawn from it can be trained."""
+    """The space again; raises `ConfigError` when no recipe drawn from it, of many, can be had together."""
     rng = np.random.default_rng(0)
     first: ConfigError | None = None
     for _ in range(DRAWN):
         try:
-            recipe_at(base, {key: domain.draw(rng) for key, domain in space.items()}, where)
+            recipe_at(base, {key: domain.draw(rng) for key, domain in space.items()})
         except ConfigError as error:
             first = first or error
         else:
             return space
-    raise ConfigError(f"{where}: none of {DRAWN} recipes drawn from it can be trained; the first: {first}")
+    raise ConfigError(f"{where}: none of {DRAWN} recipes drawn with it can be trained; of the first: {first}")
 
 
 def recipe_at(base: Recipe, values: Mapping[str, Scalar], where: str = "recipe") -> Recipe:

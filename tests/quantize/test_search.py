@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from quantize import search as searches
 from quantize.measure import Cost, Figures
-from quantize.search import Found, Trial, best_of, build_and_measure, front_of, search
+from quantize.search import Facts, Found, Trial, best_of, build_and_measure, front_of, search, write
 from quantize.space import Choice, Range, Space
 from trainer import recipes
 from trainer.progress import Step
@@ -186,6 +187,27 @@ def test_what_is_done_is_kept(error: type[BaseException], data: Path, tmp_path: 
     assert not after.interrupted
     assert shape(after)[:2] == shape(kept)
     assert [trial.number for trial in after.trials] == [0, 1, 3, 4, 5]  # what broke off is no trial
+
+
+def test_figures_to_be_read_with_care_are_named(data: Path, tmp_path: Path) -> None:
+    def notes(out: str, windows: int = 100, space: Space = SPACE) -> tuple[str, ...]:
+        def counted(recipe: Recipe, tell: Callable[[str], None]) -> Figures:
+            return msgspec.structs.replace(formula(recipe, tell), windows=windows)
+
+        return search(Recipe(), space, [data], tmp_path / out, trials=1, attempt=counted).notes
+
+    assert notes("sound") == ()
+    assert "as few as 99 normal windows" in " ".join(notes("few", windows=99))
+    teaches: Space = {"pretext.weights.injected": Choice((1.0,))}
+    assert "its figures flatter" in " ".join(notes("injected", space=teaches))
+    trials = [
+        Trial(number=i, values={}, figures=figures(0.5 + i, 100, 90.0 + i), processor=name) for i, name in enumerate("AB")
+    ]
+    told = {
+        cost: write(tmp_path / cost, Recipe(), Facts(recipe="", space="", recordings="", cost=cost), trials).notes
+        for cost in get_args(Cost)
+    }
+    assert told == {"latency": ("latency was measured on A, B and is not to be compared; --cost bytes is",), "bytes": ()}
 
 
 def test_no_trial_begins_after_the_time(data: Path, tmp_path: Path) -> None:

@@ -76,7 +76,11 @@ def test_a_table_of_lists_and_ranges(tmp_path: Path) -> None:
         ({"training.lr": {"low": 0.0, "high": 1.0, "log": True}}, "low is above 0"),
         ({"training.lr": {"low": 0.0, "high": 1.0}}, "training.lr: expected `float` > 0"),
         ({"data": ["a"]}, "data"),
-        ({"encoder.kind": ["gru"], "encoder.kernel": [5, 7]}, "none of 200 recipes drawn from it can be trained"),
+        (
+            {"encoder.kernel": [3, 4]},
+            "encoder.kernel = 4: none of 200 recipes drawn with it can be trained; of the first: recipe:",
+        ),
+        ({"encoder.kind": ["gru"], "encoder.kernel": [3, 5]}, "encoder.kernel = 5: none of 200 recipes"),
     ],
 )
 def test_refuses(table: Any, told: str) -> None:
