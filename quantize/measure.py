@@ -87,9 +87,14 @@ def spread_of(windows: Float32) -> Float32:
 
 
 def scores(bundle: Bundle, windows: Float32) -> Float32:
-    """(n, C, N) → (n,): laid end to end, the windows are what the pipeline cuts out again."""
-    length = bundle.manifest.window
-    verdicts = bundle.pipeline(hop=length).judge(_end_to_end(bundle, windows))
+    """(n, C, N) → (n,): the windows are what the pipeline cuts out again.
+
+    Each lies behind a gap, so that none is averaged with those before it, which have nothing to do with it.
+    """
+    manifest = bundle.manifest
+    length, missing = manifest.window, manifest.missing
+    gap = 2 * length + missing.max_fill + math.ceil(missing.jitter_s * manifest.rate_hz) + 1
+    verdicts = bundle.pipeline(hop=length).judge(_in_a_row(bundle, windows, gap))
     if len(verdicts) != len(windows):
         raise ValueError(f"{len(windows)} windows became {len(verdicts)}; are they finite and {length} samples long?")
     return verdicts.score
@@ -100,7 +105,7 @@ def latency_us(bundle: Bundle, windows: Float32) -> float:
     length = bundle.manifest.window
     pipeline: Pipeline = bundle.pipeline(hop=length)
     turns = WARM_UP + ROUNDS
-    samples = _end_to_end(bundle, np.concatenate([windows] * math.ceil(turns / len(windows)))[:turns])
+    samples = _in_a_row(bundle, np.concatenate([windows] * math.ceil(turns / len(windows)))[:turns])
     times = np.empty(turns)
     for turn in range(turns):
         at = slice(turn * length, (turn + 1) * length)
@@ -111,6 +116,9 @@ def latency_us(bundle: Bundle, windows: Float32) -> float:
     return float(np.median(times[WARM_UP:]))
 
 
-def _end_to_end(bundle: Bundle, windows: Float32) -> Samples:
-    x = np.ascontiguousarray(windows.transpose(1, 0, 2).reshape(windows.shape[1], -1))
-    return Samples(np.round(np.arange(x.shape[1]) * (1e9 / bundle.manifest.rate_hz)).astype(np.int64), x)
+def _in_a_row(bundle: Bundle, windows: Float32, gap: int = 0) -> Samples:
+    """One after the other, `gap` samples apart."""
+    count, channels, length = windows.shape
+    x = np.ascontiguousarray(windows.transpose(1, 0, 2).reshape(channels, -1))
+    at = np.arange(count)[:, None] * (length + gap) + np.arange(length)
+    return Samples(np.round(at.ravel() * (1e9 / bundle.manifest.rate_hz)).astype(np.int64), x)

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 
 from edge.errors import ConfigError
+from edge.scoring.ensemble import DEFAULT_SCORER
 from trainer import recipes
 from trainer.recipes import DEFAULT_SIZE, Recipe
 
@@ -97,7 +98,7 @@ def default_space(base: Recipe) -> Space:
         "pretext.weights.contrast": Choice((0.0, 0.3, 1.0)),
         "pretext.weights.vicreg": Choice((0.0, 0.1, 1.0)),
         "pretext.weights.forecast": Choice((0.0, 0.3, 1.0)),
-        "scorer": Choice(("mahalanobis", "knn")),
+        "scorer": Choice(tuple(dict.fromkeys((base.scorer, DEFAULT_SCORER, "mahalanobis", "knn")))),
     }
     if base.encoder.width is not None or base.encoder.depth is not None:
         del space["encoder.size"]  # it says the same thing in another way

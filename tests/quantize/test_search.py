@@ -94,7 +94,7 @@ def test_the_front_is_what_no_other_beats(points: list[tuple[float, int]]) -> No
 
 def test_what_is_left_in_the_folder(data: Path, tmp_path: Path) -> None:
     told: list[Step] = []
-    base = apply_overrides(Recipe(), ["encoder.size=5k"])
+    base = apply_overrides(Recipe(), ["encoder.size=5k", "scorer=mahalanobis"])
     found = search(base, SPACE, [data], tmp_path / "out", trials=14, cost="bytes", attempt=formula, progress=told.append)
     out = tmp_path / "out"
     assert [trial.number for trial in found.trials] == list(range(14))
