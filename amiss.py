@@ -39,6 +39,7 @@ EXTRAS = {
     "iotcore": "demo",
     "matplotlib": "demo",
     "tensorboard": "tensorboard",
+    "optuna": "search",
 }
 """Modules that a device does not have, and the extra that brings them."""
 
@@ -51,6 +52,11 @@ class Format(StrEnum):
     frames = "frames"
     csv = "csv"
     json = "json"
+
+
+class Cost(StrEnum):
+    latency = "latency"
+    bytes = "bytes"
 
 
 @app.command()
@@ -227,6 +233,51 @@ def quantize(
     with progress("quantize") as report:
         result = compress(run, out, progress=report)
     _print(msgspec.to_builtins(result), result.lines(), as_json)
+
+
+@app.command()
+def search(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="recipe.toml; its table [search] says what to try.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for recipes, figures and picture.", show_default=False)] = Path("search"),
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Recordings of normal running: files or folders.", show_default=False)
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Go on until so many recipes were tried.", min=1)] = 30,
+    minutes: Annotated[float | None, typer.Option(help="Begin no new one after this.", show_default=False, min=0)] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Shared with others: sqlite:///FILE, postgresql://…, journal:///FILE (network folders). [default: in OUT]",
+            show_default=False,
+        ),
+    ] = None,
+    cost: Annotated[Cost, typer.Option(help="What a recipe costs: time for a window, or size of the bundle.")] = Cost.latency,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Try many recipes without labels: which finds most injected faults for what it costs? The same command goes on."""
+    import msgspec
+
+    from edge.errors import UsageError
+    from quantize import search as searches
+    from quantize import space as spaces
+    from trainer import recipes
+    from trainer.progress import progress
+
+    plan = recipes.apply_overrides(recipes.load(recipe) if recipe else recipes.Recipe(), set_ or [])
+    paths = data or [Path(name) for name in plan.data]
+    if not paths:
+        raise UsageError("nothing to learn from: say --data FILE-or-DIR, or name `data` in the recipe")
+    space = spaces.load_space(recipe, plan) if recipe else spaces.default_space(plan)
+    with progress("search") as report:
+        found = searches.search(
+            plan, space, paths, out, storage=storage, trials=trials, minutes=minutes, cost=cost.value, progress=report
+        )
+    _print(msgspec.to_builtins(found), found.lines(out), as_json)
+    if found.interrupted:
+        raise typer.Exit(130)
 
 
 @app.command()

@@ -24,6 +24,7 @@ VERBS = [
     "record",
     "train",
     "quantize",
+    "search",
     "inspect",
     "score",
     "evaluate",
@@ -288,6 +289,24 @@ def test_what_cannot_be_learned_from_is_one_line(name: str, run: Run, tmp_path: 
     assert (code, err.count("\n")) == (65 if files else 66, 1)
     assert says in err
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "code", "says"),
+    [
+        ("windw = [16]", [], 78, "did you mean `window`"),
+        ("window = [16]", ["--data", "/none"], 66, "/none"),
+        ("window = [16]", ["--storage", "x.db"], 2, "expected sqlite:///FILE"),
+        ("window = [16]", ["--cost", "joules"], 2, "joules"),
+    ],
+)
+def test_search_mistakes(space: str, options: list[str], code: int, says: str, run: Run, tmp_path: Path) -> None:
+    recipe = write(tmp_path / "recipe.toml", f"[search]\n{space}\n")
+    source = recording(tmp_path / "r.csv")
+    found, _, err = run("search", recipe, "--data", source, "--out", tmp_path / "out", *options)
+    assert found == code
+    assert says in err
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_training_on_recordings_of_different_channels(run: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 A recipe and the recordings are all that a run depends on; a run keeps a copy of its recipe.
 """
 
+import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -197,30 +198,31 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def load(path: Path) -> Recipe:
     """Read recipe.toml.
 
-    Raises `NoInputError` when there is no such file and `ConfigError`, naming file, key and cure, when it is wrong.
+    What `amiss search` may change, its table `search`, is no part of a run and is left out. Raises `NoInputError` when there is
+    no such file and `ConfigError`, naming file, key and cure, when it is wrong.
     """
+    data = read(path)
+    data.pop("search", None)
+    recipe = parse(data, str(path))
+    found = tuple(name if Path(name).is_absolute() else str(path.parent / name) for name in recipe.data)
+    return msgspec.structs.replace(recipe, data=found)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """recipe.toml as plain dicts; raises like `load`."""
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise NoInputError(f"{path}: no such recipe; an empty file is one, with every default") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    recipe = parse(data, str(path))
-    found = tuple(name if Path(name).is_absolute() else str(path.parent / name) for name in recipe.data)
-    return msgspec.structs.replace(recipe, data=found)
 
 
 def parse(data: Any, where: str = "recipe") -> Recipe:
     """Validated recipe from plain dicts; raises `ConfigError`."""
-    refuse_unknown_keys(data, Recipe, where, "")
-    try:
-        recipe = msgspec.convert(data, Recipe)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at `$")
-        key = at.rstrip("`").lstrip(".")
-        raise ConfigError(f"{where}: {key + ': ' if key else ''}{message[0].lower()}{message[1:]}") from None
+    recipe = typed(data, where)
     if wrong := contradiction(recipe.encoder):
         raise ConfigError(f"{where}: encoder.{wrong}")
     try:
@@ -241,6 +243,17 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
             f"take {2 * recipe.encoder.stride} or more"
         )
     return recipe
+
+
+def typed(data: Any, where: str = "recipe") -> Recipe:
+    """Like `parse`, but each key is looked at by itself: what cannot be had together passes."""
+    refuse_unknown_keys(data, Recipe, where, "")
+    try:
+        return msgspec.convert(data, Recipe)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        key = at.rstrip("`").lstrip(".")
+        raise ConfigError(f"{where}: {key + ': ' if key else ''}{message[0].lower()}{message[1:]}") from None
 
 
 def contradiction(encoder: EncoderRecipe) -> str | None:
@@ -285,3 +298,21 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             at = inner
         at[keys[-1]] = value
     return parse(data, "--set")
+
+
+def as_toml(recipe: Recipe) -> str:
+    """The inverse of `load`: what differs from the defaults, as TOML."""
+    lines: list[str] = []
+
+    def put(found: msgspec.Struct, default: msgspec.Struct, prefix: str) -> None:
+        for key, value in msgspec.structs.asdict(found).items():
+            usual = getattr(default, key)
+            if isinstance(value, msgspec.Struct):
+                put(value, usual, f"{prefix}{key}.")
+            elif value != usual:
+                # JSON's texts, numbers and arrays are TOML's too; only DEL has to be escaped there.
+                text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+                lines.append(f"{prefix}{key} = {text}")
+
+    put(recipe, Recipe(), "")
+    return "".join(f"{line}\n" for line in lines)

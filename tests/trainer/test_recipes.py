@@ -7,7 +7,7 @@ import pytest
 
 from edge.errors import ConfigError, NoInputError
 from trainer import recipes
-from trainer.recipes import Recipe, apply_overrides, parse
+from trainer.recipes import Recipe, apply_overrides, as_toml, parse
 
 
 def test_an_empty_file_is_a_recipe(tmp_path: Path) -> None:
@@ -84,6 +84,15 @@ def test_a_pretext_is_added_by_its_weight() -> None:
     assert recipe.pretext.tasks == {"masked": 1.0, "contrast": 2.0, "vicreg": 0.1}
     with pytest.raises(ConfigError, match="did you mean `injected`"):
         apply_overrides(Recipe(), ["pretext.weights.injectd=1"])
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    pairs = ["window=64", "hop=7", "rate_hz=1e16", "encoder.kind=gru", "encoder.separable=false", "training.lr=1e-5"]
+    recipe = apply_overrides(Recipe(), [*pairs, "pretext.weights.vicreg=0.1", "missing.max_fill=0"])
+    for named in (Recipe(), recipe, msgspec.structs.replace(recipe, data=("/a b/ü.csv", '/"quoted"\\\t\x7f'))):
+        (tmp_path / "recipe.toml").write_text(as_toml(named), "utf-8")
+        assert recipes.load(tmp_path / "recipe.toml") == named
+    assert as_toml(Recipe()) == ""
 
 
 @pytest.mark.parametrize("pair", ["steps", "=3", "training.=3", "window.x=3", "training.stepz=3", "window=many", "training=3"])
