@@ -39,8 +39,8 @@ def draw(
         axis.plot(seconds(recording.time_ns), recording.x[recording.channels.index(name)], linewidth=0.6, color="#33608c")
         axis.set_ylabel(f"{name}\n[{units.get(name) or '–'}]")
     score = axes[-1]
-    # The score that the threshold p-value stands for is a line that people can read off; scores spread over decades.
-    score.semilogy(seconds(verdicts.end_ns), np.maximum(verdicts.score, 1e-3), linewidth=1.0, color="#222222", label="score")
+    # The score that the threshold p-value stands for is a line that people can read off.
+    score.plot(seconds(verdicts.end_ns), verdicts.score, linewidth=1.0, color="#222222", label="score")
     p_value = bundle.pipeline().policy.p_value
     threshold = bundle.calibrator.score_at(p_value)
     score.axhline(threshold, color="#c4472c", linestyle="--", linewidth=1, label=f"threshold, p = {p_value:.2g}")

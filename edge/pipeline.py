@@ -29,7 +29,7 @@ class Verdicts:
     end_ns: Int64
     """(B,) first and last sample that each score is about: the window, and those before it that it was averaged with."""
     score: Float32
-    """(B,) higher is stranger; 1 is ordinary."""
+    """(B,) higher is stranger; 0 is ordinary."""
     p_value: Float64
     """(B,)"""
     shares: Float32

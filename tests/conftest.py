@@ -1,12 +1,4 @@
-from collections.abc import Iterator
-from pathlib import Path
+import os
 
-import pytest
-from mosquitto import Mosquitto
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
-    """A broker that takes everybody. Fails, and does not skip, where none is installed: without it nothing is shown."""
-    with Mosquitto(tmp_path / "broker") as broker:
-        yield broker
+# Before torch is loaded: with more threads than idle processors, small models take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -222,9 +222,8 @@ def _timeline(one: Judged, own: Sequence[Finding], drawn: Drawn) -> list[str]:
     end_s = (verdicts.end_ns - recording.time_ns[0]) / 1e9
     score = np.where(np.isfinite(verdicts.score), verdicts.score, np.nan).astype(np.float64)
     threshold = drawn.bundle.calibrator.score_at(drawn.bundle.pipeline().policy.p_value)
-    low = max(float(np.nanmin(score, initial=1.0)), 1e-3)
-    high = max(float(np.nanmax(score, initial=low)), threshold, low * 2)
-    y = Axis("score", low / 1.1, high * 1.2, log=True)
+    low, high = float(np.nanmin(score, initial=0.0)), float(np.nanmax(score, initial=max(threshold, 1.0)))
+    y = Axis("score", low - 0.05 * (high - low), high + 0.05 * (high - low))
     labelled = _stretches(recording.label, time_s)
     marks = [finding.raised_s / per for finding in own]
     said = f"{_count(len(own), 'alert')}, {_count(len(labelled), 'labelled stretch', 'labelled stretches')}."

@@ -183,12 +183,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     scorer: str = DEFAULT_SCORER
     """`scorer(view)`, several joined by `+`: see `edge/scoring/ensemble.py`."""
     smoothing: Annotated[float, Meta(ge=0, le=64)] = 1.0
-    """Windows' lengths that the score is averaged over; 0 for none."""
+    """Windows' lengths from the oldest to the newest of the windows whose scores are averaged; 0 for none."""
 
     @property
     def smoothing_samples(self) -> int:
         """From the oldest to the newest of the windows that are averaged."""
-        return max(0, round(self.smoothing * self.window) - self.hop_samples)
+        return round(self.smoothing * self.window)
 
     @property
     def hop_samples(self) -> int:

@@ -46,7 +46,11 @@ class Calibrator:
         allowed = int(np.floor(p_value * (len(self._scores) + 1) + 1e-9)) - 1
         if allowed < 0:
             return float("inf")
-        return float(np.nextafter(self._scores[-1 - allowed], np.float32(np.inf))) if allowed < len(self._scores) else 0.0
+        return (
+            float(np.nextafter(self._scores[-1 - allowed], np.float32(np.inf)))
+            if allowed < len(self._scores)
+            else -float("inf")
+        )
 
     def arrays(self) -> dict[str, Float32]:
         return {"scores": self._scores}

@@ -17,7 +17,7 @@ from edge.signal import Float32, Float64
 
 View = Callable[[Outputs], Float32]
 
-DEFAULT_SCORER = "subspace(trace) + knn(signal)"
+DEFAULT_SCORER = "subspace(trace) + knn(everything)"
 
 
 def features(outputs: Outputs) -> Float32:
@@ -56,16 +56,15 @@ STRANGEST = 1e6
 """No score is higher: averages over time and sums over scorers stay finite, and one end at last."""
 _NARROWEST = 0.02
 """Of the logarithm of a score. Where all normal windows score alike, the smallest difference would be beyond belief."""
-_LOGISTIC = float(np.pi / np.sqrt(3))
-"""Turns a logistic distribution of unit spread into its standard form."""
 
 
 class Ensemble:
-    """Fisher's combination: the mean of −log p over the members; ordinary windows score 1 on average.
+    """Stouffer's combination: the mean of the members' z; 0 is ordinary, and a few are rare.
 
-    Fisher (1932), "Statistical Methods for Research Workers", §21.1. A member's p-value is that of the logarithm of its score
-    among normal windows, which is taken for logistic: an empirical p-value could not tell strange from stranger. The members
-    are not independent, so the sum is only a score; the p-value that counts is the `Calibrator`'s, made from it.
+    Stouffer et al. (1949), "The American Soldier", vol. 1, appendix. A member's z is how far the logarithm of its score lies
+    from the median of normal windows, in their spread above it: the p-value of a location-scale family, which unlike an
+    empirical one tells strange from stranger. The members are not independent, so the mean is only a score; the p-value that
+    counts is the `Calibrator`'s, made from it.
     """
 
     def __init__(self, name: str, scorers: tuple[Scorer, ...], centre: Float32, scale: Float32) -> None:
@@ -88,18 +87,17 @@ class Ensemble:
         if not normal.shape[1]:
             raise ValueError("cannot relate scores to each other on 0 windows")
         centre, high = np.quantile(normal, (0.5, 0.9), axis=1)
-        scale = np.maximum((high - centre) / 1.2116, _NARROWEST)  # the 90 % quantile of a logistic of unit spread
+        scale = np.maximum((high - centre) / 1.2816, _NARROWEST)  # the 90 % quantile of a Gaussian of unit spread
         return cls(name, scorers, centre.astype(np.float32), scale.astype(np.float32))
 
     def score(self, outputs: Outputs) -> Float32:
-        """(B,), higher is stranger, never negative and at most `STRANGEST`; not finite in, strangest out."""
+        """(B,), higher is stranger, at most `STRANGEST`; not finite in, strangest out."""
         return self.combined(log_scores(self.name, self._scorers, outputs))
 
     def combined(self, logs: Float64) -> Float32:
         """Logarithms of the members' scores (M, B) → (B,)."""
         z = (logs - self._centre[:, None]) / self._scale[:, None]
-        found = np.logaddexp(0, _LOGISTIC * z).mean(axis=0)
-        score: Float32 = np.minimum(np.nan_to_num(found, nan=STRANGEST, posinf=STRANGEST), STRANGEST).astype(np.float32)
+        score: Float32 = np.minimum(np.nan_to_num(z, nan=STRANGEST).mean(axis=0), STRANGEST).astype(np.float32)
         return score
 
     def arrays(self) -> dict[str, Float32]:
@@ -117,7 +115,7 @@ class Ensemble:
 
 
 def parse(name: str) -> tuple[tuple[str, str], ...]:
-    """`subspace(trace) + knn(signal)` → its members, each a key of `SCORERS` and one of `VIEWS`; raises ValueError."""
+    """`subspace(trace) + knn(everything)` → its members, each a key of `SCORERS` and one of `VIEWS`; raises ValueError."""
     members = []
     for part in name.split("+"):
         found = re.fullmatch(r"\s*(\w+)(?:\((\w+)\))?\s*", part)

@@ -86,14 +86,14 @@ class NearestNeighbourScorer:
     def fit(cls, z: Float32) -> Self:
         _require(z)
         mean, scale = (a.astype(np.float32) for a in _standardiser(z))
-        y = ((z - mean) / scale).astype(np.float32)
+        y = _scaled(z, mean, scale)
         # Quadratic in n: what is far more than the memory holds is thinned evenly in time first.
         y = y[:: max(1, len(y) // (8 * cls.PROTOTYPES))]
         return cls(mean, scale, y[_k_centre(y, cls.PROTOTYPES)])
 
     def score(self, z: Float32) -> Float32:
         squares = _squares(_scaled(z, self._mean, self._scale), self._prototypes)
-        return _finite(np.sqrt(np.maximum(squares.min(axis=1, initial=np.inf), 0) / z.shape[1]))
+        return _of(z, np.sqrt(np.maximum(squares.min(axis=1, initial=np.inf), 0) / z.shape[1]))
 
     def arrays(self) -> dict[str, Float32]:
         return {"mean": self._mean, "scale": self._scale, "prototypes": self._prototypes}
@@ -121,7 +121,7 @@ class KMeansScorer:
     def fit(cls, z: Float32) -> Self:
         _require(z)
         mean, scale = (a.astype(np.float32) for a in _standardiser(z))
-        y = _thinned((z - mean) / scale, cls._MOST).astype(np.float32)
+        y = _scaled(_thinned(z, cls._MOST), mean, scale)
         centres = y[_k_centre(y, cls.CENTRES)]
         for _ in range(cls._ROUNDS):
             nearest = _squares(y, centres).argmin(axis=1)
@@ -134,7 +134,7 @@ class KMeansScorer:
 
     def score(self, z: Float32) -> Float32:
         squares = _squares(_scaled(z, self._mean, self._scale), self._centres)
-        return _finite(np.sqrt(np.maximum(squares.min(axis=1, initial=np.inf), 0) / z.shape[1]))
+        return _of(z, np.sqrt(np.maximum(squares.min(axis=1, initial=np.inf), 0) / z.shape[1]))
 
     def arrays(self) -> dict[str, Float32]:
         return {"mean": self._mean, "scale": self._scale, "centres": self._centres}
@@ -155,8 +155,6 @@ class SubspaceScorer:
     MOST_DIRECTIONS = 128
     _MOST = 1024
     """Windows to fit to: the cost grows with the cube of windows or features, whichever are fewer."""
-    _CLIP = 20.0
-    """Spreads. A channel that hardly moved while normal would else outvote all others."""
 
     def __init__(self, mean: Float32, scale: Float32, basis: Float32) -> None:
         self._mean, self._scale, self._basis = mean, scale, basis  # (K,), (K,), (K, Q)
@@ -165,7 +163,7 @@ class SubspaceScorer:
     def fit(cls, z: Float32) -> Self:
         _require(z)
         mean, scale = _standardiser(z)
-        y = np.clip((_thinned(z, cls._MOST) - mean) / scale, -cls._CLIP, cls._CLIP)
+        y = _scaled(_thinned(z, cls._MOST), mean, scale).astype(np.float64)
         centre = y.mean(axis=0)
         y -= centre
         wide = y.shape[1] > len(y)
@@ -178,10 +176,9 @@ class SubspaceScorer:
         return cls((mean + scale * centre).astype(np.float32), scale.astype(np.float32), basis.astype(np.float32))
 
     def score(self, z: Float32) -> Float32:
-        y = np.clip(_scaled(z, self._mean, self._scale), -self._CLIP, self._CLIP)
+        y = _scaled(z, self._mean, self._scale)
         left = y - (y @ self._basis) @ self._basis.T
-        score = np.sqrt(np.einsum("bk,bk->b", left, left) / y.shape[1])
-        return _finite(np.where(np.isfinite(z).all(axis=1), score, np.inf))
+        return _of(z, np.sqrt(np.einsum("bk,bk->b", left, left) / y.shape[1]))
 
     def arrays(self) -> dict[str, Float32]:
         return {"mean": self._mean, "scale": self._scale, "basis": self._basis}
@@ -208,7 +205,7 @@ class MarginalScorer:
 
     def score(self, z: Float32) -> Float32:
         excess = np.maximum(_scaled(z, self._centre, self._scale), 0)
-        return _finite(np.sqrt(np.einsum("bk,bk->b", excess, excess) / z.shape[1]))
+        return _of(z, np.sqrt(np.einsum("bk,bk->b", excess, excess) / z.shape[1]))
 
     def arrays(self) -> dict[str, Float32]:
         return {"centre": self._centre, "scale": self._scale}
@@ -225,14 +222,21 @@ SCORERS: dict[str, type[Scorer]] = {
     "subspace": SubspaceScorer,
     "marginal": MarginalScorer,
 }
-_FAR = 1e9
-"""Spreads. What is farther, or not finite, is put here: the squares still fit float32."""
+FARTHEST = 20.0
+"""Spreads. A feature that hardly moved while normal would else outvote all others when it moves at last."""
 
 
-def _scaled(z: Float32, mean: Float32, scale: Float32) -> Float32:
+def _scaled(z: Float32, mean: npt.NDArray[np.floating], scale: npt.NDArray[np.floating]) -> Float32:
+    """In spreads, none farther than `FARTHEST`."""
     with np.errstate(over="ignore", invalid="ignore"):
         y = (z - mean) / scale
-    found: Float32 = np.clip(np.nan_to_num(y, nan=_FAR), -_FAR, _FAR).astype(np.float32)
+    found: Float32 = np.clip(np.nan_to_num(y, nan=FARTHEST), -FARTHEST, FARTHEST).astype(np.float32)
+    return found
+
+
+def _of(z: Float32, score: npt.NDArray[np.floating]) -> Float32:
+    """The score, infinite where a feature is not finite."""
+    found: Float32 = np.where(np.isfinite(z).all(axis=1), score, np.inf).astype(np.float32)
     return found
 
 
@@ -242,7 +246,7 @@ def _squares(y: Float32, points: Float32) -> Float32:
     return found
 
 
-def _thinned(z: npt.NDArray[np.floating], most: int) -> npt.NDArray[np.floating]:
+def _thinned(z: Float32, most: int) -> Float32:
     """At most so many of the windows, evenly in time."""
     return z if len(z) <= most else z[np.linspace(0, len(z) - 1, most).astype(np.int64)]
 

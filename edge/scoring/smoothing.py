@@ -1,7 +1,7 @@
 """Scores averaged over time: what is slightly strange for long counts as much as what is very strange for a moment.
 
-A moving average, as control charts have it (Roberts 1959, "Control chart tests based on geometric moving averages"), of the
-logarithm of the score, so that one window that is off the scale does not speak for all. It never reaches across a gap.
+A moving average of the score, as control charts have it (Roberts 1959, "Control chart tests based on geometric moving
+averages"). It never reaches across a gap.
 """
 
 import math
@@ -11,12 +11,9 @@ import numpy as np
 
 from edge.signal import Float32, Float64, Int64
 
-LOWEST = 0.1
-"""Scores below it are alike: the logarithm would make much of how very ordinary a window was."""
-
 
 class Smoother:
-    """The geometric mean over the newest window and those that end at most `reach` before it, in an unbroken row."""
+    """The mean over the newest window and those that end at most `reach` before it, in an unbroken row."""
 
     def __init__(self, reach: float, hop: float, window: float) -> None:
         """All in one unit, that of the positions. With a reach of 0 each window stands for itself."""
@@ -51,13 +48,12 @@ class Smoother:
     def _means(self, score: Float64, seen: Int64) -> Float64:
         # Differences of a running sum cost one addition a window, whatever the count. The sum is carried on one by one, so the
         # same windows give the same means to the bit.
-        score = np.log(np.maximum(score, LOWEST))
         sums: Float64 = np.concatenate([self._sums, np.cumsum(np.concatenate([self._sums[-1:], score]))[1:]])
         self._sums = sums[-self.count - 1 :]
         found: Float64 = sums[self.count + 1 :] - sums[1 : len(score) + 1]
-        # What has not been seen yet counts as ordinary, whose score is 1: the mean of a few varies more than that of many, and
+        # What has not been seen yet counts as ordinary, whose score is 0: the mean of a few varies more than that of many, and
         # a start is not to raise alarms.
-        means: Float64 = np.exp(np.minimum(found / self.count, found / seen))
+        means: Float64 = np.minimum(found / self.count, found / seen)
         return means
 
     def _restart(self) -> None:
