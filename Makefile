@@ -26,8 +26,9 @@ check: $(VENV)/.dev  ## style, types, who may import whom
 bench: $(VENV)/.dev  ## the agent against a hand-written loop and against the bare runtime
 	@$(BIN)/python -m benchmarks.agent
 
-bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is simple; $AMISS_DATA holds skab/ and smd/
+bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is simple; $AMISS_DATA holds the sets
 	@$(BIN)/python -m benchmarks.detect
+	@$(BIN)/python -m benchmarks.bearings
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -50,10 +51,8 @@ $(VENV)/.dev: $(VENV)/.demo
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-# TSB-AD is wanted for one metric; what it asks for would bring half of a data science stack, of other versions.
 $(VENV)/.bench: $(VENV)/.dev
 	@$(PIP) -e '.[dev,bench]'
-	@$(PIP) --no-deps TSB-AD==1.5
 	@touch $@
 
 mosquitto:
