@@ -1,4 +1,16 @@
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mosquitto import Mosquitto
 
 # Before torch is loaded: with more threads than idle processors, small models take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A broker that takes everybody. Fails, and does not skip, where none is installed: without it nothing is shown."""
+    with Mosquitto(tmp_path / "broker") as broker:
+        yield broker

@@ -17,7 +17,7 @@ from edge.signal import Float32, Float64
 
 View = Callable[[Outputs], Float32]
 
-DEFAULT_SCORER = "subspace(trace) + knn(everything)"
+DEFAULT_SCORER = "subspace(trace) + knn(signal)"
 
 
 def features(outputs: Outputs) -> Float32:
@@ -115,7 +115,7 @@ class Ensemble:
 
 
 def parse(name: str) -> tuple[tuple[str, str], ...]:
-    """`subspace(trace) + knn(everything)` → its members, each a key of `SCORERS` and one of `VIEWS`; raises ValueError."""
+    """`subspace(trace) + knn(signal)` → its members, each a key of `SCORERS` and one of `VIEWS`; raises ValueError."""
     members = []
     for part in name.split("+"):
         found = re.fullmatch(r"\s*(\w+)(?:\((\w+)\))?\s*", part)

@@ -43,7 +43,7 @@ def test_what_is_usual_for_this_machine_is_no_alarm_any_more_and_a_fault_still_i
     assert own.manifest.calibration_floor == own.calibrator.floor
 
 
-@pytest.mark.parametrize("scorer", ["knn", "subspace(trace) + knn(everything)"])
+@pytest.mark.parametrize("scorer", ["knn", "subspace(trace) + knn(signal)"])
 def test_the_promise_holds_on_windows_that_nobody_was_fitted_on(scorer: str) -> None:
     """With its control: calibrated on the very windows that the scorer was fitted to, the promise is broken."""
     crossed, naive = [], []
