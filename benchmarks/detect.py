@@ -296,7 +296,7 @@ def report(tables: dict[str, tuple[list[Row], list[str]]], command: str, seeds: 
 
 
 def versions() -> dict[str, str]:
-    names = ("amiss", "numpy", "torch", "onnxruntime", "scikit-learn", "statsmodels")
+    names = ("amiss", "numpy", "torch", "onnxruntime", "scikit-learn")
     return {"Python": platform.python_version()} | {name: version(name) for name in names} | {"on": platform.machine()}
 
 

@@ -27,7 +27,7 @@ import msgspec
 
 from edge.errors import AccessError, DataError, NoInputError, UsageError
 from edge.files import at_once
-from edge.sensing.recordings import Recording, write_recording
+from edge.sensing.recordings import write_recording
 from trainer.conversions import CONVERSIONS
 from trainer.download import Proof, download, git_ids, writing
 from trainer.progress import Report, Step
@@ -256,7 +256,7 @@ def _convert(dataset: DataSet, files: Mapping[str, Path], folder: Path, origin: 
             shutil.rmtree(draft, ignore_errors=True)
             for name, recording in CONVERSIONS[dataset.name](files):
                 path = f"{name}.{dataset.format}"
-                (write_recording if dataset.format == "csv" else _write_parquet)(draft / path, recording)
+                write_recording(draft / path, recording)
                 stored[path] = _stored(draft / path, len(recording.time_ns))
             (draft / "README.md").write_text(_readme(dataset, origin, proven), "utf-8")
             before = fetched(dataset.name, folder.parent)
@@ -277,21 +277,6 @@ def _convert(dataset: DataSet, files: Mapping[str, Path], folder: Path, origin: 
 def _stored(file: Path, rows: int) -> Stored:
     with file.open("rb") as content:
         return Stored(hashlib.file_digest(content, "sha256").hexdigest(), file.stat().st_size, rows)
-
-
-def _write_parquet(path: Path, recording: Recording) -> None:
-    """The columns that a CSV recording has; times in nanoseconds in UTC, values in float32, NaN where one is missing."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    titles = [f"{name} [{recording.units[name]}]" if name in recording.units else name for name in recording.channels]
-    columns = {"time": pa.array(recording.time_ns, pa.timestamp("ns", tz="UTC"))}
-    columns |= {title: pa.array(values) for title, values in zip(titles, recording.x, strict=True)}
-    if recording.label is not None:
-        columns["label"] = pa.array(recording.label)
-    with at_once(path) as draft:
-        # Steps between times are all but equal: a hundredth of the size.
-        pq.write_table(pa.table(columns), draft, use_dictionary=titles, column_encoding={"time": "DELTA_BINARY_PACKED"})
 
 
 def _readme(dataset: DataSet, origin: str, proven: bool) -> str:

@@ -330,7 +330,10 @@ def _write_parquet(path: Path, recording: Recording) -> None:
     if recording.label is not None:
         columns["label"] = pyarrow.array(recording.label)
     with at_once(path) as draft:
-        pyarrow.parquet.write_table(pyarrow.table(columns), draft)
+        # Steps between times are all but equal: a hundredth of the size.
+        pyarrow.parquet.write_table(
+            pyarrow.table(columns), draft, use_dictionary=titles, column_encoding={"time": "DELTA_BINARY_PACKED"}
+        )
 
 
 def _numbers(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> npt.NDArray[np.float64]:
