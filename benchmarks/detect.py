@@ -40,6 +40,7 @@ from edge.operating.commission import WINDOWS
 from edge.operating.score import judge_recording, rows_to_windows
 from edge.scoring.backends import run_in_slices
 from edge.scoring.commission import fit_head
+from edge.scoring.ensemble import DEFAULT_SCORER, parse
 from edge.sensing.recordings import Recording, write_recording
 from edge.signal import Float64
 from quantize import quantize
@@ -57,6 +58,10 @@ LENGTHS = (32, 64)
 PRECISIONS: tuple[Literal["int8", "float32"], ...] = ("int8", "float32")
 COLUMNS = {"auroc": "AUROC", "auc_pr": "AUC-PR", "vus_pr": "VUS-PR", "best_f1": "best F1"}
 TITLES = {"skab": "SKAB: pump and valves", "smd": "SMD: servers"}
+NOTHING_LEARNED = """\
+The default scorer is given the raw window, its levels and its bands, and nothing that was learned. So *untrained* is no worse,
+and what is found is owed to the scorers and not to the encoder ([ADR 8](adr/0008-several-scorers.md) says what the encoder would
+add)."""
 ANY = Budget(embedding_error=math.inf, rank_correlation=-1.0, flips=1.0, slower=math.inf)
 """int8 is measured here whatever it costs; what `amiss quantize` would say to it is in the report."""
 STATED = Budget(slower=math.inf)
@@ -284,6 +289,7 @@ def report(tables: dict[str, tuple[list[Row], list[str]]], command: str, seeds: 
         "else, and none of them is point-adjusted. *Untrained* is the same encoder with weights as they were drawn. Best F1",
         f"takes the threshold of an oracle. Means over the recordings; {_seeds(seeds)}.",
         "",
+        *([] if learned(DEFAULT_SCORER) else [NOTHING_LEARNED, ""]),
     ]
     for name, (rows, notes) in tables.items():
         count = len(rows[0].files)
@@ -293,6 +299,11 @@ def report(tables: dict[str, tuple[list[Row], list[str]]], command: str, seeds: 
             lines += ["int8 over the budget of `amiss quantize`:", "", *(f"- {note}" for note in notes), ""]
     lines += ["## Made with", "", ", ".join(f"{key} {value}" for key, value in versions().items()) + ".", ""]
     return "\n".join(lines)
+
+
+def learned(scorer: str) -> bool:
+    """Whether any of its members is given what the encoder makes of a window."""
+    return any(view not in ("signal", "level", "trace") for _, view in parse(scorer))
 
 
 def versions() -> dict[str, str]:
