@@ -60,8 +60,8 @@ COLUMNS = {"auroc": "AUROC", "auc_pr": "AUC-PR", "vus_pr": "VUS-PR", "best_f1": 
 TITLES = {"skab": "SKAB: pump and valves", "smd": "SMD: servers"}
 NOTHING_LEARNED = """\
 The default scorer is given the raw window, its levels and its bands, and nothing that was learned. So *untrained* is no worse,
-and what is found is owed to the scorers and not to the encoder ([ADR 8](adr/0008-several-scorers.md) says what the encoder would
-add)."""
+and what is found is owed to the scorers and not to the encoder ([ADR 8](adr/0008-several-scorers.md) says what the encoder
+would add)."""
 ANY = Budget(embedding_error=math.inf, rank_correlation=-1.0, flips=1.0, slower=math.inf)
 """int8 is measured here whatever it costs; what `amiss quantize` would say to it is in the report."""
 STATED = Budget(slower=math.inf)
