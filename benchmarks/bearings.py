@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "|  | AUROC | of the worst recording |",
         "|---|---|---|",
         *(
-            f"| {name} | {np.mean(of):.3f} ± {np.std(of):.3f} | {np.mean([min(run[name].values()) for run in runs]):.3f} |"
+            f"| {name} | {np.mean(of):.3f}{_deviation(of)} | {np.mean([min(run[name].values()) for run in runs]):.3f} |"
             for name, of in means.items()
         ),
         "",
@@ -203,6 +203,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options.out / "bearings.json").write_text(json.dumps({"cwru": runs, "femto": lives}, indent=1) + "\n", "utf-8")
     (ROOT / "docs" / "results-bearings.md").write_text("\n".join(lines), "utf-8")
     print("\n".join(lines))
+
+
+def _deviation(of: Sequence[float]) -> str:
+    return f" ± {np.std(of, ddof=1):.3f}" if len(of) > 1 else ""
 
 
 def _share(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """Several scorers, each with a view of its own on what the model gives, heard as one.
 
-Which scorer is right differs from machine to machine, and nobody has labels to find out. So each one's score is turned into
-a p-value by what it says of normal windows, and the p-values are put together. What is strange to one only is still heard.
+Which scorer is right differs from machine to machine, and nobody has labels to find out. So each one's score is put in
+spreads of what it says of normal windows, and the mean of them is taken. What is strange to one only is still heard.
 """
 
 import re
