@@ -184,7 +184,8 @@ def train(
 
     from edge.errors import DataError, UsageError
     from trainer import data as recordings
-    from trainer import progress, recipes
+    from trainer import progress
+    from trainer import recipe as recipes
 
     if not dry_run:  # before anything is read: without torch there is nothing to read it for
         from trainer.train import train as run
@@ -263,7 +264,7 @@ def search(
     from edge.errors import UsageError
     from quantize import search as searches
     from quantize import space as spaces
-    from trainer import recipes
+    from trainer import recipe as recipes
     from trainer.progress import progress
 
     plan = recipes.apply_overrides(recipes.load(recipe) if recipe else recipes.Recipe(), set_ or [])

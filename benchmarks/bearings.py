@@ -30,7 +30,7 @@ from edge.sensing.recordings import Recording, write_recording
 from edge.signal import Float32, Float64
 from quantize import quantize
 from trainer.metrics import auroc
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.train import train
 
 WINDOW = 2048

@@ -34,7 +34,7 @@ from edge.signal import Float32, Float64, Windows
 from trainer.data import cut, split
 from trainer.metrics import auc_pr, auroc
 from trainer.model import Detector
-from trainer.recipes import Recipe, TrainingRecipe
+from trainer.recipe import Recipe, TrainingRecipe
 from trainer.train import deterministic, fit
 from trainer.trimming import ordinary
 

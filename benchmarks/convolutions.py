@@ -16,7 +16,7 @@ from edge.scoring.backends import open_backend
 from quantize.export import export
 from quantize.int8 import quantize_int8
 from trainer.model import Detector
-from trainer.recipes import EncoderRecipe, Recipe
+from trainer.recipe import EncoderRecipe, Recipe
 
 CHANNELS, LENGTHS, BATCHES, WIDTHS, ROUNDS = 5, (32, 256), (1, 32), (32, 48, 64), 200
 

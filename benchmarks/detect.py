@@ -49,7 +49,7 @@ from trainer.baselines import standardised
 from trainer.data import cut
 from trainer.evaluate import buffer_of
 from trainer.metrics import Label, auc_pr, auroc, vus_pr
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.train import train
 
 ROOT = Path(__file__).parents[1]

@@ -37,7 +37,7 @@ from quantize.parity import Budget
 from trainer.encoders import ENCODERS
 from trainer.metrics import auroc
 from trainer.model import Detector
-from trainer.recipes import EncoderRecipe, Recipe, Size
+from trainer.recipe import EncoderRecipe, Recipe, Size
 from trainer.train import train
 
 CHANNELS, LENGTH, BATCHES, ROUNDS = 8, 64, (1, 32), 300

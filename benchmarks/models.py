@@ -54,7 +54,7 @@ def bundle(shape: Shape, folder: Path) -> Path:
     if path.exists() and path.stat().st_mtime > max(source.stat().st_mtime for source in sources):
         return path
     from quantize import quantize  # torch is needed only here
-    from trainer.recipes import Recipe, TrainingRecipe
+    from trainer.recipe import Recipe, TrainingRecipe
     from trainer.train import train
 
     n = LEARN_WINDOWS * shape.window // 4

@@ -40,7 +40,7 @@ def recordings(windows: int, folder: Path) -> list[Path]:
 def measured(folder: Path, overrides: Sequence[str]) -> dict[str, float]:
     """In a process of its own, whose peak of memory is that of this training."""
     from trainer.progress import Step
-    from trainer.recipes import Recipe, apply_overrides
+    from trainer.recipe import Recipe, apply_overrides
     from trainer.train import train
 
     told: list[tuple[int, float]] = []

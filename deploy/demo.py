@@ -35,7 +35,7 @@ from edge.sensing.recordings import Recording, read_recording, write_recording
 from edge.sensing.simulate import FAULTS, Machine
 from edge.signal import Float64, Int64
 from quantize import quantize
-from trainer import recipes
+from trainer import recipe as recipes
 from trainer.progress import progress
 from trainer.train import train
 

@@ -53,7 +53,7 @@ from quantize.parity import Budget
 from quantize.space import Choice, Scalar, Space, recipe_at, values_of
 from trainer.checkpoint import load_windows
 from trainer.progress import Report, Step
-from trainer.recipes import Recipe, as_toml
+from trainer.recipe import Recipe, as_toml
 from trainer.train import train
 
 Attempt = Callable[[Recipe, Callable[[str], None]], Figures]

@@ -22,8 +22,8 @@ import numpy as np
 
 from edge.errors import ConfigError
 from edge.scoring.ensemble import DEFAULT_SCORER
-from trainer import recipes
-from trainer.recipes import DEFAULT_SIZE, Recipe
+from trainer import recipe as recipes
+from trainer.recipe import DEFAULT_SIZE, Recipe
 
 Scalar = bool | int | float | str
 DRAWN = 200
@@ -80,7 +80,7 @@ Space = dict[str, Choice | Range]
 
 
 def load_space(path: Path, base: Recipe) -> Space:
-    """The table `search` of recipe.toml, or the default space when there is none. Raises like `trainer.recipes.load`."""
+    """The table `search` of recipe.toml, or the default space when there is none. Raises like `trainer.recipe.load`."""
     table = recipes.read(path).get("search")
     return default_space(base) if table is None else parse_space(table, base, f"{path}: [search]")
 

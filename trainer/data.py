@@ -23,7 +23,7 @@ from edge.sensing.windows import MissingPolicy, Windower
 from edge.signal import Bool, Float64, Int64, Windows
 from trainer import quality
 from trainer.quality import Finding
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.rows import Source, resample, rows_on_disk
 from trainer.windows import Spool, Strip, WindowArray, WindowSet, batches, lay_out
 

@@ -271,7 +271,7 @@ def _on_worker(options: argparse.Namespace) -> None:
 
 def work(options: argparse.Namespace) -> "RunInfo | None":
     """In every process, when they know of each other."""
-    from trainer import recipes
+    from trainer import recipe as recipes
     from trainer.progress import progress
     from trainer.train import train
 

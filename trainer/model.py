@@ -9,7 +9,7 @@ from trainer.encoders import ENCODERS, Encoder
 from trainer.pretexts import Pretext
 from trainer.pretexts.combined import Combined
 from trainer.pretexts.embedding import embed
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.windows import WindowArray, batches
 
 CLIP = 10.0

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge.sensing.recordings import Recording
 from edge.signal import Bool, Float32, Float64, Int64
-from trainer.recipes import Policy, QualityRecipe
+from trainer.recipe import Policy, QualityRecipe
 
 Kind = Literal[
     "constant", "clipped", "missing", "stretch", "duplicate", "jitter", "rates", "unordered", "absurd", "copy", "strange"

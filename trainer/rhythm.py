@@ -9,7 +9,7 @@ import numpy as np
 from edge.sensing.recordings import find_recordings, read_parts
 from edge.signal import Float32
 from trainer import quality
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 
 FILES_LISTENED_TO = 8
 PERIODS = 8

@@ -11,7 +11,7 @@ from edge.sensing.recordings import ROWS_PER_PART, Recording, read_parts
 from edge.signal import Bool, Float32, Float64, Int64
 from trainer import quality
 from trainer.quality import Finding
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.windows import Spool
 
 STEPS_LOOKED_AT = 1 << 20

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from trainer.encoders import Encoder
 from trainer.encoders.tcn import Tcn
 from trainer.pretexts import Pretext
-from trainer.recipes import EncoderRecipe
+from trainer.recipe import EncoderRecipe
 
 CHANNELS, LENGTH = 3, 32
 

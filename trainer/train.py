@@ -29,7 +29,7 @@ from trainer import data, distributed, trimming
 from trainer.model import Detector
 from trainer.progress import Report, Step
 from trainer.quality import Finding, summary
-from trainer.recipes import Recipe, TrainingRecipe
+from trainer.recipe import Recipe, TrainingRecipe
 from trainer.unfinished import SAVE_EVERY_S, Made, State, Unfinished
 from trainer.windows import WindowArray
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from edge.errors import CannotCreateError, DataError
 from edge.files import at_once
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 
 FORMAT = 1
 SAVE_EVERY_S = 30.0

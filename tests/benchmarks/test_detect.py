@@ -20,7 +20,7 @@ from trainer.baselines import standardised
 from trainer.checkpoint import load_detector
 from trainer.metrics import auroc
 from trainer.model import Detector
-from trainer.recipes import EncoderRecipe, Recipe, TrainingRecipe
+from trainer.recipe import EncoderRecipe, Recipe, TrainingRecipe
 from trainer.train import deterministic, train
 
 PLAIN = tuple(b for b in baselines.BASELINES if b.name.startswith(("mean", "PCA", "k-means")))

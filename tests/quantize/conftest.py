@@ -11,7 +11,7 @@ from quantize.export import export
 from quantize.int8 import quantize_int8
 from quantize.ranges import representative
 from trainer.checkpoint import load_detector, load_windows
-from trainer.recipes import Recipe, apply_overrides
+from trainer.recipe import Recipe, apply_overrides
 from trainer.train import train
 
 

@@ -15,7 +15,7 @@ from trainer.checkpoint import load_detector
 from trainer.encoders import ENCODERS
 from trainer.model import Detector
 from trainer.pretexts import PRETEXTS
-from trainer.recipes import EncoderRecipe, PretextRecipe, PretextWeights, Recipe
+from trainer.recipe import EncoderRecipe, PretextRecipe, PretextWeights, Recipe
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from quantize import Quantized, choose, quantize
 from quantize.parity import Budget, Parity
 from trainer.evaluate import evaluate
 from trainer.progress import Step
-from trainer.recipes import Recipe, apply_overrides
+from trainer.recipe import Recipe, apply_overrides
 from trainer.train import train
 
 # Speed is another matter on every machine, and so it is no matter here.

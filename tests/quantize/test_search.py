@@ -27,9 +27,9 @@ from quantize import search as searches
 from quantize.measure import Cost, Figures
 from quantize.search import Facts, Found, Trial, best_of, build_and_measure, front_of, search, write
 from quantize.space import Choice, Range, Space
-from trainer import recipes
+from trainer import recipe as recipes
 from trainer.progress import Step
-from trainer.recipes import Recipe, apply_overrides
+from trainer.recipe import Recipe, apply_overrides
 
 REPOSITORY = Path(__file__).parents[2]
 SPACE: Space = {
@@ -289,7 +289,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[5:]
 from test_search import SPACE, formula
 from quantize.search import search
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 
 def slow(recipe, tell):
     time.sleep(0.05)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edge.errors import ConfigError
 from quantize.space import Choice, Range, default_space, load_space, parse_space, recipe_at, values_of
-from trainer import recipes
-from trainer.recipes import Recipe, apply_overrides
+from trainer import recipe as recipes
+from trainer.recipe import Recipe, apply_overrides
 
 
 def test_a_table_of_lists_and_ranges(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from trainer.pretexts.contrast import among, hierarchical
 from trainer.pretexts.forecast import info_nce
 from trainer.pretexts.masked import Masked
 from trainer.pretexts.vicreg import covariance, variance
-from trainer.recipes import EncoderRecipe, PretextRecipe, PretextWeights, Recipe, apply_overrides
+from trainer.recipe import EncoderRecipe, PretextRecipe, PretextWeights, Recipe, apply_overrides
 from trainer.testing import rhythm
 from trainer.train import deterministic, fit, train
 

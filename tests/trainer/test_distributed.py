@@ -12,7 +12,7 @@ import torch
 
 from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
-from trainer import recipes
+from trainer import recipe as recipes
 from trainer.checkpoint import load_detector, load_info
 from trainer.distributed import SharedBatchNorm
 from trainer.train import train
@@ -115,7 +115,7 @@ import torch.distributed as dist
 from edge.errors import ConfigError
 from trainer import distributed
 from trainer.model import Detector
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.testing import rhythm
 
 torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from trainer.model import CLIP
 from trainer.pretexts import PRETEXTS
 from trainer.pretexts.combined import Combined
 from trainer.pretexts.masked import Masked
-from trainer.recipes import EncoderRecipe, PretextRecipe, PretextWeights
+from trainer.recipe import EncoderRecipe, PretextRecipe, PretextWeights
 from trainer.testing import check_encoder, check_pretext, rhythm
 
 

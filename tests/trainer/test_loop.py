@@ -16,7 +16,7 @@ from edge.sensing.simulate import simulate
 from edge.signal import Float32
 from trainer.pretexts.combined import Combined
 from trainer.progress import Step
-from trainer.recipes import Recipe, TrainingRecipe, apply_overrides
+from trainer.recipe import Recipe, TrainingRecipe, apply_overrides
 from trainer.testing import rhythm
 from trainer.train import Fitted, deterministic, fit, loss_on, place, set_aside, train
 from trainer.trimming import bulk, ordinary

@@ -9,7 +9,7 @@ from edge.sensing.recordings import Recording
 from edge.sensing.simulate import simulate
 from trainer import quality
 from trainer.quality import Finding, decide, figures_of, fit_bulk, summary
-from trainer.recipes import QualityRecipe
+from trainer.recipe import QualityRecipe
 
 N = 3000
 

@@ -14,7 +14,7 @@ from trainer import train as training
 from trainer.checkpoint import load_detector, load_info, load_windows
 from trainer.model import CLIP, Detector, Spectrum, averaged
 from trainer.progress import Step
-from trainer.recipes import Recipe, apply_overrides
+from trainer.recipe import Recipe, apply_overrides
 from trainer.train import train
 
 RECIPE = apply_overrides(Recipe(), ["training.steps=25", "training.batch=16", "encoder.width=16", "encoder.embedding=8"])

@@ -15,7 +15,7 @@ from edge.errors import DataError, NoInputError
 from edge.sensing.recordings import Recording, write_recording
 from trainer import data, rhythm, rows
 from trainer.model import Detector
-from trainer.recipes import Recipe, TrainingRecipe, apply_overrides
+from trainer.recipe import Recipe, TrainingRecipe, apply_overrides
 from trainer.windows import Spool, lay_out
 
 SECOND = 1_000_000_000

@@ -14,7 +14,7 @@ from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from trainer import train as training
 from trainer.progress import Step
-from trainer.recipes import Recipe, apply_overrides
+from trainer.recipe import Recipe, apply_overrides
 from trainer.train import train
 
 STEPS = 60
@@ -36,7 +36,7 @@ VICTIM = """
 import sys
 from pathlib import Path
 import msgspec
-from trainer.recipes import Recipe
+from trainer.recipe import Recipe
 from trainer.train import train
 
 recipe, data, out = msgspec.json.decode(sys.argv[1], type=Recipe), Path(sys.argv[2]), Path(sys.argv[3])

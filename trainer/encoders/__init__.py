@@ -10,7 +10,7 @@ from trainer.encoders.random import Random
 from trainer.encoders.recurrent import Recurrent
 from trainer.encoders.tcn import Tcn
 from trainer.encoders.transformer import PatchTransformer
-from trainer.recipes import EncoderRecipe
+from trainer.recipe import EncoderRecipe
 
 
 class Encoder(Protocol):

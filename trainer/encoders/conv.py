@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from trainer.encoders.tcn import STEM_KERNEL, convolution
-from trainer.recipes import EncoderRecipe
+from trainer.recipe import EncoderRecipe
 
 
 class Convolutional(nn.Module):

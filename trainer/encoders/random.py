@@ -8,7 +8,7 @@ one before its training is called useful.
 from typing import Self
 
 from trainer.encoders.tcn import Tcn
-from trainer.recipes import EncoderRecipe
+from trainer.recipe import EncoderRecipe
 
 
 class Random(Tcn):

@@ -12,7 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from trainer.encoders.tcn import STEM_KERNEL, convolution
-from trainer.recipes import EncoderRecipe
+from trainer.recipe import EncoderRecipe
 
 HALVING_KERNEL = 3
 

@@ -13,7 +13,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from trainer.recipes import EncoderRecipe
+from trainer.recipe import EncoderRecipe
 
 STEM_KERNEL = 5
 

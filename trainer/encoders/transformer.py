@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.recipes import HEADS, EncoderRecipe
+from trainer.recipe import HEADS, EncoderRecipe
 
 WIDER = 2
 """Feed-forward ÷ width. The usual 4 would put two thirds of the weights where no step sees another."""

@@ -15,7 +15,7 @@ from trainer.pretexts.forecast import Forecast
 from trainer.pretexts.injected import Injected
 from trainer.pretexts.masked import Masked
 from trainer.pretexts.vicreg import Vicreg
-from trainer.recipes import PretextRecipe
+from trainer.recipe import PretextRecipe
 
 
 class Task(Protocol):

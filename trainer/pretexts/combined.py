@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainer.pretexts import PRETEXTS, Task
 from trainer.pretexts.masked import Masked
-from trainer.recipes import PretextRecipe
+from trainer.recipe import PretextRecipe
 
 if TYPE_CHECKING:
     from trainer.encoders import Encoder

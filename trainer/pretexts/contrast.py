@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from trainer.augment import overlapping
-from trainer.recipes import PretextRecipe
+from trainer.recipe import PretextRecipe
 
 if TYPE_CHECKING:
     from trainer.encoders import Encoder

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from trainer.pretexts.embedding import embed
-from trainer.recipes import PretextRecipe
+from trainer.recipe import PretextRecipe
 
 if TYPE_CHECKING:
     from trainer.encoders import Encoder

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from trainer.augment import INJECTIONS, inject
 from trainer.pretexts.embedding import embed
-from trainer.recipes import PretextRecipe
+from trainer.recipe import PretextRecipe
 
 if TYPE_CHECKING:
     from trainer.encoders import Encoder

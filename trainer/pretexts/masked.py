@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Generator, Tensor, nn
 
-from trainer.recipes import PretextRecipe
+from trainer.recipe import PretextRecipe
 
 if TYPE_CHECKING:
     from trainer.encoders import Encoder

@@ -9,7 +9,7 @@ from trainer.encoders import ENCODERS
 from trainer.encoders.random import Random
 from trainer.encoders.tcn import Tcn
 from trainer.encoders.transformer import attend, positions
-from trainer.recipes import HEADS, EncoderRecipe, Recipe, apply_overrides
+from trainer.recipe import HEADS, EncoderRecipe, Recipe, apply_overrides
 from trainer.testing import rhythm
 from trainer.train import deterministic, fit
 

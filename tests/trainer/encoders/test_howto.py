@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from quantize.testing import check_export, check_int8
-from trainer import recipes
+from trainer import recipe as recipes
 from trainer.encoders import ENCODERS
 from trainer.model import Detector
-from trainer.recipes import EncoderRecipe, Recipe
+from trainer.recipe import EncoderRecipe, Recipe
 from trainer.testing import check_encoder
 
 BLOCKS = re.findall(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.encoders import ENCODERS
-from trainer.recipes import DEFAULT_SIZE, SIZES, EncoderRecipe, Size, contradiction
+from trainer.recipe import DEFAULT_SIZE, SIZES, EncoderRecipe, Size, contradiction
 
 
 def parameters(recipe: EncoderRecipe) -> int:

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from edge.errors import ConfigError, NoInputError
-from trainer import recipes
-from trainer.recipes import Recipe, apply_overrides, as_toml, parse
+from trainer import recipe as recipes
+from trainer.recipe import Recipe, apply_overrides, as_toml, parse
 
 
 def test_an_empty_file_is_a_recipe(tmp_path: Path) -> None:
