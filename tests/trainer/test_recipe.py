@@ -126,6 +126,7 @@ def test_the_default_written_out_is_the_default() -> None:
     assert leaves(uncommented).keys() == defaults.keys()
     without_size = {key: value for key, value in uncommented["encoder"].items() if key != "size"}
     assert parse(uncommented | {"encoder": without_size}) != Recipe()
+    assert not [line for line in text.splitlines() if len(line) > 128]
     bare = [line for line in text.splitlines() if re.match(r"(# )?\w+ = ", line) and not re.search(r" # \w", line[2:])]
     assert not bare, "a key without a word on what it does"
 
