@@ -90,6 +90,8 @@ class PretextRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Samples in a time patch."""
     channel_ratio: Share = 0.2
     """Chance of each channel to be hidden for the whole window."""
+    frequency_ratio: Share = 0.0
+    """Share of the bins of a window's spectrum that is hidden in all channels at once; 0: none."""
     visible_weight: Annotated[float, Meta(ge=0, le=1)] = 0.5
     """Weight of the error on what was not hidden. On the device nothing is hidden, so 0 would leave the residual untrained."""
 
@@ -235,8 +237,8 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
         )
     if recipe.pretext.patch >= recipe.window:
         raise ConfigError(f"{where}: pretext.patch: {recipe.pretext.patch} is no part of a window of {recipe.window} samples")
-    if recipe.pretext.time_ratio == 0 and recipe.pretext.channel_ratio == 0:
-        raise ConfigError(f"{where}: pretext: nothing is ever hidden; set time_ratio or channel_ratio")
+    if recipe.pretext.time_ratio == recipe.pretext.channel_ratio == recipe.pretext.frequency_ratio == 0:
+        raise ConfigError(f"{where}: pretext: nothing is ever hidden; set time_ratio, channel_ratio or frequency_ratio")
     if recipe.pretext.weights.forecast > 0 and recipe.window < 2 * recipe.encoder.stride:
         raise ConfigError(
             f"{where}: pretext.weights.forecast: a window of {recipe.window} samples is one step of the encoder and no past; "

@@ -1,5 +1,6 @@
 """The glue of `make bench-detect` on made-up data: who sees which rows, and that scores, rows and labels stay together."""
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -14,13 +15,14 @@ from edge.bundle import Bundle
 from edge.errors import NoInputError
 from edge.operating.commission import commission
 from edge.operating.score import judge_recording
-from edge.scoring.backends import run_in_slices
+from edge.scoring.backends import Backend, Outputs, run_in_slices
 from edge.sensing.recordings import Recording, write_recording
+from edge.signal import Float32
 from trainer.baselines import standardised
 from trainer.checkpoint import load_detector
 from trainer.metrics import auroc
 from trainer.model import Detector
-from trainer.recipe import EncoderRecipe, Recipe, TrainingRecipe
+from trainer.recipe import EncoderRecipe, Recipe, TrainingRecipe, as_toml
 from trainer.train import deterministic, train
 
 PLAIN = tuple(b for b in baselines.BASELINES if b.name.startswith(("mean", "PCA", "k-means")))
@@ -87,6 +89,34 @@ def test_one_step_leaves_the_weights_as_drawn(tmp_path: Path) -> None:
             drawn = dict(Detector(2, recipe).named_parameters())
         equal = [torch.equal(trained[name], parameter) for name, parameter in drawn.items()]
         assert all(equal) == (steps == 1), "one step is to change nothing, two are"
+
+
+class OtherWeights:
+    """The model of another seed: what is measured is the same, what is learned is not."""
+
+    name = "other weights"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def run(self, x: Float32) -> Outputs:
+        found = self._backend.run(x)
+        return dataclasses.replace(found, embedding=found.embedding**3)
+
+    def versions(self) -> dict[str, str]:
+        return {}
+
+
+@pytest.mark.parametrize(("scorer", "alike"), [("subspace(trace) + knn(signal)", True), ("mahalanobis(features)", False)])
+def test_what_is_judged_once_is_the_same(tmp_path: Path, scorer: str, alike: bool) -> None:
+    own, test = recording(2000, seed=7), recording(400, seed=8, fault=slice(200, 300))
+    path = build(tmp_path / "b.amiss", scorer=scorer)
+    one, other = Bundle.open(path), Bundle.open(path)
+    other.backend = OtherWeights(other.backend)
+    assert (detect.seen(one, own) == detect.seen(other, own)) == alike
+    first, second = (row_scores(commissioned(bundle, own), test) for bundle in (one, other))
+    assert np.array_equal(first, second) == alike
+    assert detect.seen(one, own) != detect.seen(one, recording(2000, seed=9))
 
 
 def test_best_f1_by_hand() -> None:
@@ -166,11 +196,11 @@ def test_the_report_says_what_wins() -> None:
 def test_all_of_it_on_something_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = Recipe(encoder=EncoderRecipe(width=8, depth=2, embedding=4), training=TrainingRecipe(steps=8, batch=8))
-    monkeypatch.setattr(detect, "Recipe", lambda window: msgspec.structs.replace(small, window=window))
+    small = Recipe(window=16, encoder=EncoderRecipe(width=8, depth=2, embedding=4), training=TrainingRecipe(steps=8, batch=8))
+    (tmp_path / "skab-16.toml").write_text(as_toml(small), "utf-8")
+    monkeypatch.setattr(detect, "RECIPES", tmp_path)
     monkeypatch.setattr(detect, "BASELINES", PLAIN)
     monkeypatch.setattr(detect, "versions", lambda: {"Python": "3"})
-    monkeypatch.setattr(detect, "LENGTHS", (16,))
     write_skab(tmp_path / "data" / "skab", "valve1/0.csv", "other/1.csv")
     arguments = ["--sets", "skab", "--seeds", "1", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     before = detect.RESULTS.read_bytes() if detect.RESULTS.exists() else None
@@ -179,10 +209,12 @@ def test_all_of_it_on_something_small(
     assert "**int8, windows of 16**" in printed
     made = msgspec.json.decode((tmp_path / "out" / "detect.json").read_bytes())
     assert len(made["sets"]["skab"]["int8, windows of 16"]["files"]["valve1-0"]) == 1
-    assert "Where ours loses" in (tmp_path / "out" / "results.md").read_text("utf-8")
+    written = (tmp_path / "out" / "results.md").read_text("utf-8")
+    assert "Where ours loses" in written
+    assert "- `skab-16.toml`: `window = 16`, `encoder.width = 8`" in written
     assert (detect.RESULTS.read_bytes() if detect.RESULTS.exists() else None) == before, "a part replaced the results of all"
     bundles = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "encoders").glob("*.amiss")}
-    assert len(bundles) == 4
+    assert len(bundles) == 3
     detect.main(arguments)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "encoders").glob("*.amiss")} == bundles, "made again"
     assert capsys.readouterr().out == printed

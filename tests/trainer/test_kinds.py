@@ -1,5 +1,6 @@
 """Every encoder and every pretext task passes the checks that ship with the package."""
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,87 @@ def test_pretext(kind: str) -> None:
 def test_all_pretexts_together() -> None:
     recipe = PretextRecipe(weights=PretextWeights(**dict.fromkeys(PRETEXTS, 0.5)))
     check_pretext(lambda channels, encoder: Combined(channels, encoder, recipe))
+
+
+FREQUENCIES = PretextRecipe(time_ratio=0, channel_ratio=0, frequency_ratio=0.4)
+
+
+@pytest.mark.parametrize("recipe", [FREQUENCIES, PretextRecipe(frequency_ratio=0.3)], ids=["frequencies", "and the rest"])
+def test_masked_frequencies(recipe: PretextRecipe) -> None:
+    check_pretext(lambda channels, encoder: Masked(channels, encoder, recipe))
+
+
+class Watched(nn.Module):
+    """An encoder that remembers what it was shown."""
+
+    dimension, stride = 8, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ENCODERS["tcn"](3, EncoderRecipe(width=16, depth=2, embedding=8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shown = x
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("length", [32, 33])
+@pytest.mark.parametrize("time_ratio", [0.0, 0.3])
+def test_nothing_of_a_hidden_bin_reaches_the_encoder(length: int, time_ratio: float) -> None:
+    encoder = Watched()
+    recipe = PretextRecipe(time_ratio=time_ratio, channel_ratio=0, frequency_ratio=0.4)
+    pretext = Masked(3, encoder, recipe)
+    x = rhythm(16, length=length)
+
+    def shown(x: Tensor) -> Tensor:
+        pretext.loss(encoder, x, torch.Generator().manual_seed(5))
+        return encoder.shown
+
+    rng = torch.Generator().manual_seed(5)
+    hidden, bins = pretext.mask(x, rng), pretext.mask_bins(x, rng)
+    assert 0.3 < bins.float().mean() < 0.5
+    usual = shown(x)
+    if not time_ratio:
+        spectrum, whole = torch.fft.rfft(usual).abs(), torch.fft.rfft(x)
+        assert (spectrum * bins).max() < 1e-4 < 0.1 < (whole.abs() * bins).max()
+        torch.testing.assert_close(torch.fft.rfft(usual) * ~bins, whole * ~bins, atol=1e-4, rtol=1e-4)
+    # Whatever else were in the hidden bins, the encoder would be shown the same; what is in the others, it sees.
+    noise = torch.fft.rfft(torch.randn(x.shape, generator=rng))
+    other = x + torch.fft.irfft(noise * bins, n=length)
+    assert (other - x).abs().max() > 0.5
+    torch.testing.assert_close(shown(other), usual, atol=1e-4, rtol=1e-4)
+    assert (shown(x + torch.fft.irfft(noise * ~bins, n=length)) - usual).abs().max() > 0.5
+    assert not (usual * hidden).any()
+
+
+def test_without_hidden_bins_the_loss_is_what_it_was_to_the_bit() -> None:
+    x = rhythm(16)
+    encoder = ENCODERS["tcn"](3, EncoderRecipe(width=16, depth=2, embedding=8))
+    before, now = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    for ratio in (0.0, 0.1):
+        pretext = Masked(3, encoder, PretextRecipe(frequency_ratio=ratio)).eval()
+        hidden = pretext.mask(x, before)
+        error = (pretext.reconstruct(encoder(x.masked_fill(hidden, 0.0)), 32) - x).square()
+        loss = (error * hidden).sum() / (hidden.sum() + 1) + 0.5 * (error * ~hidden).sum() / ((~hidden).sum() + 1)
+        assert torch.equal(pretext.loss(encoder, x, now), loss) == (ratio == 0)
+        assert torch.equal(before.get_state(), now.get_state()) == (ratio == 0), "draws that nobody asked for"
+
+
+def test_what_was_said_in_hidden_bins_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rhythm(256)
+    encoder = ENCODERS["tcn"](3, EncoderRecipe(width=16, depth=2, embedding=8))
+    pretext = Masked(3, encoder, msgspec.structs.replace(FREQUENCIES, visible_weight=0))
+    bins = pretext.mask_bins(x, torch.Generator().manual_seed(5))
+
+    def loss(wrong: Tensor) -> float:
+        monkeypatch.setattr(pretext, "mask_bins", lambda *_: bins)
+        monkeypatch.setattr(pretext, "reconstruct", lambda *_: x + wrong)
+        return pretext.loss(encoder, x, torch.Generator()).item()
+
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    assert loss(noise) == pytest.approx(1, rel=0.1), "an error of one spread everywhere is one in the hidden bins"
+    assert loss(torch.fft.irfft(torch.fft.rfft(noise) * ~bins, n=32)) < 1e-6
+    assert loss(torch.zeros(1)) == 0
 
 
 @pytest.mark.parametrize("kind", PRETEXTS)

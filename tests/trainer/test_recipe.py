@@ -1,6 +1,9 @@
 """Recipes: defaults, files, overrides, and errors that name key and cure."""
 
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,6 +11,9 @@ import pytest
 from edge.errors import ConfigError, NoInputError
 from trainer import recipe as recipes
 from trainer.recipe import Recipe, apply_overrides, as_toml, parse
+
+SHIPPED = Path(recipes.__file__).with_name("recipes")
+BENCHMARKED = sorted(set(SHIPPED.glob("*.toml")) - {SHIPPED / "default.toml"})
 
 
 def test_an_empty_file_is_a_recipe(tmp_path: Path) -> None:
@@ -99,3 +105,43 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 def test_overrides_refuse(pair: str) -> None:
     with pytest.raises(ConfigError):
         apply_overrides(Recipe(), [pair])
+
+
+def leaves(data: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    """Key, as `--set` has it → value."""
+    found: dict[str, object] = {}
+    for key, value in data.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+def test_the_default_written_out_is_the_default() -> None:
+    path = SHIPPED / "default.toml"
+    assert recipes.load(path) == Recipe()
+    text = path.read_text("utf-8")
+    defaults = leaves(msgspec.json.decode(msgspec.json.encode(Recipe())))
+    assert leaves(tomllib.loads(text)) == {key: value for key, value in defaults.items() if value is not None}
+    # What has no value cannot be written in TOML; with its # taken away each line is one that is accepted, under its table.
+    uncommented = tomllib.loads(re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE))
+    assert leaves(uncommented).keys() == defaults.keys()
+    without_size = {key: value for key, value in uncommented["encoder"].items() if key != "size"}
+    assert parse(uncommented | {"encoder": without_size}) != Recipe()
+    assert not [line for line in text.splitlines() if len(line) > 128]
+    bare = [line for line in text.splitlines() if re.match(r"(# )?\w+ = ", line) and not re.search(r" # \w", line[2:])]
+    assert not bare, "a key without a word on what it does"
+
+
+@pytest.mark.parametrize("path", BENCHMARKED, ids=lambda path: path.stem)
+def test_the_benchmarks_have_one_recipe(path: Path) -> None:
+    recipe = recipes.load(path)
+    written = leaves(tomllib.loads(path.read_text("utf-8")))
+    assert written.keys() <= {"window", "hop", "rate_hz"}
+    assert all(value != getattr(Recipe(), key) for key, value in written.items()), "says what is the default anyway"
+    named = re.search(r"-(\d+)$", path.stem)
+    assert named is None or recipe.window == int(named[1])
+
+
+def test_every_row_of_the_results_has_its_recipe() -> None:
+    assert {path.name for path in BENCHMARKED} == {
+        *("skab-32.toml", "skab-64.toml", "smd-32.toml", "smd-64.toml", "cwru.toml", "femto.toml")
+    }

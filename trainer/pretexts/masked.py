@@ -6,6 +6,10 @@ is eq. 3. Two kinds of mask: time patches hidden in all channels ask for the dyn
 dependence of the channels on each other.
 
 Unlike there, what was visible counts too, with a smaller weight: the device hides nothing and needs its residual.
+
+`frequency_ratio` adds a third kind: bins of a window's spectrum hidden in all channels at once, after Xie et al., "Masked
+Frequency Modeling for Self-Supervised Visual Pre-Training" (2023). The decoder still answers in time, and what it says in the
+hidden bins counts like what it says of a hidden patch.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -33,11 +37,16 @@ class Masked(nn.Module):
 
     def loss(self, encoder: "Encoder", x: Tensor, rng: Generator) -> Tensor:
         hidden = self.mask(x, rng)  # (B, C, N)
-        error = (self.reconstruct(encoder(x.masked_fill(hidden, 0.0)), x.shape[2]) - x).square()
+        bins = self.mask_bins(x, rng) if self.recipe.frequency_ratio else None  # (B, 1, N // 2 + 1)
+        # The spectrum first: a sample that is hidden stays hidden, and no bin that is hidden had a part in what is left.
+        shown = x if bins is None else x - only(x, bins)
+        difference = self.reconstruct(encoder(shown.masked_fill(hidden, 0.0)), x.shape[2]) - x
+        error = difference.square()
         # `+ 1`: a batch in which nothing, or everything, happens to be hidden is no division by zero.
-        return (error * hidden).sum() / (hidden.sum() + 1) + self.recipe.visible_weight * (error * ~hidden).sum() / (
+        loss = (error * hidden).sum() / (hidden.sum() + 1) + self.recipe.visible_weight * (error * ~hidden).sum() / (
             (~hidden).sum() + 1
         )
+        return loss if bins is None else loss + only(difference, bins).square().sum() / (bins.float().mean() * x.numel() + 1)
 
     def mask(self, x: Tensor, rng: Generator) -> Tensor:
         """(B, C, N) bool, true where hidden. 0, which is what a hidden value becomes, is the mean of its channel."""
@@ -48,6 +57,10 @@ class Masked(nn.Module):
         whole = torch.rand(batch, channels, 1, generator=rng) < self.recipe.channel_ratio  # (B, C, 1)
         return time | whole
 
+    def mask_bins(self, x: Tensor, rng: Generator) -> Tensor:
+        """(B, 1, N // 2 + 1) bool, true where a bin is hidden: in all channels, or one would tell what another misses."""
+        return torch.rand(len(x), 1, x.shape[2] // 2 + 1, generator=rng) < self.recipe.frequency_ratio
+
     def reconstruct(self, encoded: Tensor, length: int) -> Tensor:
         """(B, D, T) → (B, C, N)."""
         y = self.project(self.relu(self.widen(encoded.unsqueeze(2)))).squeeze(2)  # (B, C · stride, T)
@@ -56,3 +69,8 @@ class Masked(nn.Module):
 
     def residual(self, x: Tensor, encoded: Tensor) -> Tensor:
         return (self.reconstruct(encoded, x.shape[2]) - x).square().mean(2)
+
+
+def only(x: Tensor, bins: Tensor) -> Tensor:
+    """Of x (B, C, N) what lies in these bins (B, 1, N // 2 + 1) of its spectrum."""
+    return cast(Tensor, torch.fft.irfft(torch.fft.rfft(x) * bins, n=x.shape[2]))
