@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test check bench bench-detect format clean mosquitto
+.PHONY: demo test check bench bench-detect format clean mosquitto chromium
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -14,7 +14,7 @@ help:  ## show this
 demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compress, run on a serial port, alert over MQTT
 	@$(BIN)/amiss demo
 
-test: $(VENV)/.dev mosquitto  ## the whole test suite, against a real Mosquitto
+test: $(VENV)/.dev mosquitto chromium  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest
 
 check: $(VENV)/.dev  ## style, types, who may import whom
@@ -55,8 +55,9 @@ $(VENV)/.bench: $(VENV)/.dev
 	@$(PIP) -e '.[dev,bench]'
 	@touch $@
 
-mosquitto:
-	@PATH="$$PATH:/usr/sbin"; command -v mosquitto >/dev/null && exit 0; \
+# Debian's packages: as root they are installed, others are told how.
+mosquitto chromium:
+	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q mosquitto >/dev/null; \
-	else echo "the tests need the Mosquitto broker: sudo apt-get install -y mosquitto" >&2; exit 1; fi
+	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
+	else echo "the tests need $@: sudo apt-get install -y $@" >&2; exit 1; fi

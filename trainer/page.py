@@ -6,6 +6,7 @@ Every figure of report.json is in it, written by `figure`. It follows the reader
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Literal
 
 import numpy as np
 
@@ -35,20 +36,22 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem } h2 { font-size: 1.
 h3 { font-size: 1.02rem; margin: 1.6rem 0 .3rem } p { margin: .4rem 0; max-width: 46rem }
 .soft, figcaption, caption { color: var(--soft); font-size: .9rem } a { color: var(--a) }
 nav ul, .key { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; margin: .3rem 0; padding: 0 }
-.key { font-size: .85rem; padding-left: 3.6rem } .key svg { height: .75em; margin-right: .4em; width: 1.5em }
+.key { font-size: .85rem } .key svg { height: .75em; margin-right: .4em; width: 1.5em }
 .cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); margin: 1.2rem 0; padding: 0 }
 .cards div { background: var(--sheet); border: 1px solid var(--rule); border-radius: .5rem; padding: .7rem .9rem }
 .cards dt { color: var(--soft); font-size: .9rem } .cards dd { margin: 0 }
 .cards .value { font-size: 1.55rem; font-weight: 600 }
 .verdict { border-left: .35rem solid var(--soft); background: var(--sheet); padding: .5rem .9rem }
 .verdict.kept { border-color: var(--good) } .verdict.broken { border-color: var(--bad) }
-figure { margin: .8rem 0; break-inside: avoid } figure svg { height: auto; width: 100% }
-.many { display: grid; gap: .4rem 1.4rem; grid-template-columns: repeat(auto-fill, minmax(25rem, 1fr)) }
-.scroll { overflow-x: auto }
+figure { margin: .8rem 0; break-inside: avoid; overflow-x: auto }
+figure > svg { height: auto; min-width: 40rem; width: 100% } .many figure > svg { min-width: 25rem }
+.many { display: grid; gap: .4rem 1.4rem; grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr)) }
+.many > * { min-width: 0 } .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0 }
-th, td { border-bottom: 1px solid var(--rule); padding: .25rem .7rem; text-align: right; vertical-align: top }
-th:first-child, td.text { text-align: left } thead th { border-bottom: 2px solid var(--rule); vertical-align: bottom }
-tbody th { font-weight: 400 } tr.ours th, tr.ours td { font-weight: 600 } caption { text-align: left }
+th, td { border-bottom: 1px solid var(--rule); padding: .25rem .6rem; text-align: right; vertical-align: top }
+th:first-child, .text { text-align: left } tbody th { font-weight: 400 } .one { white-space: nowrap }
+thead th, thead td { border-bottom: 2px solid var(--rule); vertical-align: bottom }
+tr.ours th, tr.ours td { font-weight: 600 } caption { text-align: left }
 details { margin: .3rem 0 } summary { color: var(--soft); cursor: pointer; font-size: .9rem }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif } svg .x { text-anchor: middle } svg .y { text-anchor: end }
 .frame { fill: none; stroke: var(--rule) } .grid { fill: none; stroke: var(--rule); stroke-width: .6 }
@@ -56,13 +59,16 @@ svg text { fill: var(--soft); font: 12px system-ui, sans-serif } svg .x { text-a
 .line.a { stroke: var(--a) } .line.b { stroke: var(--b); stroke-dasharray: 7 3 }
 .line.c { stroke: var(--c); stroke-dasharray: 2 3 }
 .line.d { stroke: var(--d); stroke-dasharray: 9 3 2 3 } .line.soft { stroke: var(--soft); stroke-dasharray: 3 3 }
-.line.thin { stroke: var(--a); stroke-width: .9 } .line.bad { stroke: var(--bad); stroke-width: 1.8 }
+.line.thin { stroke: var(--a); stroke-width: .9 }
+.key .line.thin { stroke-width: 1.6 } .line.bad { stroke: var(--bad); stroke-width: 1.8 }
 .line.limit { stroke: var(--bad); stroke-dasharray: 6 4 } .area.a { fill: var(--a) }
 .area.label { fill: var(--label); opacity: .45 }
 .dot.a { fill: var(--a) } .dot.b { fill: var(--b) } .dot.c { fill: var(--c) } .dot.d { fill: var(--d) }
 .dot.bad { fill: var(--bad) }
 .dot.faint { fill: var(--a); opacity: .55 } .dot.strange { fill: var(--b); opacity: .75 }
 @media print { body { font-size: 10.5pt; max-width: none; padding: 0 } nav { display: none } h2, h3 { break-after: avoid }
+  figure, .scroll { overflow: visible } figure > svg, .many figure > svg { min-width: 0 } table { font-size: 8.5pt }
+  th, td { padding: .2rem .35rem } th, td, code { overflow-wrap: anywhere }
   tr { break-inside: avoid } details::details-content { content-visibility: visible; display: block } .many { display: block } }
 """
 
@@ -129,54 +135,73 @@ def _summary(found: Examination) -> str:
     false = sum(one.false_alarms for one in labelled)
     parts = [f"{_count(len(e.recordings), 'recording')} with {_count(total, 'labelled episode')}: {detected} found"]
     if e.delay_s is not None:
-        parts.append(f"typically {_duration(e.delay_s)} after {'it' if total == 1 else 'they'} began")
+        parts.append(f"typically {_duration(e.delay_s)} after {'it' if detected == 1 else 'they'} began")
     parts.append(f"{_count(false, 'false alarm')} in {_duration(e.normal_h * 3600)} of normal running")
     return f"{', '.join(parts)}."
 
 
 def _cards(found: Examination) -> str:
     e, promise, comparison = found.evaluation, found.promise, found.comparison
-    cards: list[tuple[str, Cell, str]] = [
-        ("Episodes found", e.event_recall, "Share of the labelled episodes during which an alert was up."),
-        ("Typical delay, s", e.delay_s, "From the first labelled row to the alert: the median over the recordings."),
+    labelled = [one for one in e.recordings if one.anomalous is not None]
+    total, detected = sum(one.episodes for one in labelled), sum(one.detected for one in labelled)
+    delay = "none found" if e.delay_s is None else _duration(e.delay_s)
+    cards = [
+        ("Episodes found", f"{detected} of {total}", "Labelled episodes during which an alert was up."),
+        ("Typical delay", delay, "From the first labelled row to the alert: the median over the recordings."),
     ]
-    if e.false_alarms_per_day_95 is None:
-        cards.append(("False alarms a day", None, "Nothing in these recordings is labelled as normal."))
+    if e.false_alarms_per_day is None or e.false_alarms_per_day_95 is None:
+        cards.append(("False alarms a day", figure(None), "Nothing in these recordings is labelled as normal."))
     else:
         low, high = e.false_alarms_per_day_95
         cards.append(
             (
                 "False alarms a day",
-                e.false_alarms_per_day,
-                f"Of normal running. So little of it was seen that {figure(low)} to {figure(high)} are possible "
-                f"({figure(e.normal_h)} h, 95 % confidence).",
+                _rough(e.false_alarms_per_day),
+                f"Of normal running. Only {_duration(e.normal_h * 3600)} of it were seen, so that anything from "
+                f"{_rough(low)} to {_rough(high)} is possible (95 % confidence).",
             )
         )
     cards += [
-        ("AUROC", e.auroc, f"{_of_hundred(e.auroc)} a labelled moment scores higher than a normal one; 50 would be chance."),
-        ("AUC-PR", e.auc_pr, "How clean the alarms stay as the threshold is lowered until all is found; 1 is best."),
-        ("VUS-PR", e.vus_pr, "The same, and labels may be a little early or late; the figure that we compare methods by."),
+        (
+            "Amiss told from normal: AUROC",
+            figure(e.auroc),
+            f"{_of_hundred(e.auroc)} a labelled moment scores higher than a normal one; 50 would be chance.",
+        ),
+        (
+            "Clean alarms: AUC-PR",
+            figure(e.auc_pr),
+            "Share of what is flagged that is labelled, on average while the threshold is lowered until all is found; "
+            "1 is best.",
+        ),
+        (
+            "The same, forgiving: VUS-PR",
+            figure(e.vus_pr),
+            "Labels may be a little early or late. Methods are compared by this figure.",
+        ),
     ]
     if comparison:
-        beaten = len(comparison.beaten_by)
-        text = (
-            f"Better in VUS-PR than this bundle: {', '.join(comparison.beaten_by)}." if beaten else "None is better in VUS-PR."
+        better = ", ".join(comparison.beaten_by)
+        cards.append(
+            (
+                "Simpler methods ahead of it",
+                str(len(comparison.beaten_by)),
+                f"Better in VUS-PR: {better}." if better else "None is better in VUS-PR.",
+            )
         )
-        cards.append(("Methods ahead of it", beaten, escape(text)))
     if promise:
         cards.append(
             (
                 "Its promise is",
-                promise.verdict,
-                f"At most {_share(promise.threshold.promised)} of normal time counts as strange.",
+                {"kept": "kept", "broken": "broken", "unknown": "not yet known"}[promise.verdict],
+                f"At most {_share(promise.threshold.promised)} of normal time was to count as strange; "
+                f"{_share(promise.threshold.measured)} did.",
             )
         )
     if found.blame:
-        cards.append(
-            ("Blamed rightly", found.blamed_rightly, "Share of faults put into a known channel that are blamed on it.")
-        )
+        blamed = "none noticed" if found.blamed_rightly is None else _share(found.blamed_rightly)
+        cards.append(("Right channel blamed", blamed, "Of the faults put into a known channel that were noticed."))
     inside = [
-        f'<div><dt>{title}</dt><dd class="value">{escape(figure(value))}</dd><dd class="soft">{text}</dd></div>'
+        f'<div><dt>{title}</dt><dd class="value">{escape(value)}</dd><dd class="soft">{escape(text)}</dd></div>'
         for title, value, text in cards
     ]
     return f'<dl class="cards">{"".join(inside)}</dl>'
@@ -348,7 +373,7 @@ def _promise(p: Promise | None) -> list[str]:
     t = p.threshold
     said = {
         "kept": f"Kept. It promised to count at most {_share(t.promised)} of normal time as strange, and counted "
-        "{_share(t.measured)}.",
+        f"{_share(t.measured)}.",
         "broken": f"Broken. It promised to count at most {_share(t.promised)} of normal time as strange, and counted "
         f"{_share(t.measured)}, more than chance explains. Commission it on this machine (<code>amiss commission</code>), "
         "or train "
@@ -389,10 +414,10 @@ def _promise(p: Promise | None) -> list[str]:
         ["… at most", p.alerts_per_day_high],
     ]
     return [
-        "<p>On normal running that the model has not learned from, windows with p ≤ α should take at most the share α of "
-        "the time. "
-        "Neighbouring windows share samples and strange moments come in clusters, so the windows are worth fewer independent "
-        "ones; the confidence counts those.</p>",
+        "<p>To each window the bundle gives a p-value: how rare a score as high as this is while the machine runs normally. "
+        "Of normal running that it has not learned from, windows with p ≤ 0.01 may take at most a hundredth of the time, and "
+        "so on for every share α. Neighbouring windows share samples and strange moments come in clusters, so the windows "
+        "are worth fewer independent ones; the confidence counts those.</p>",
         f'<p class="verdict {p.verdict}">{said}</p>',
         _plot(
             chart, "Below the diagonal: fewer false alarms than promised. The band above it altogether: the promise is broken."
@@ -412,7 +437,7 @@ def _promise(p: Promise | None) -> list[str]:
 def _blame(found: Sequence[Blame], overall: float | None) -> list[str]:
     if not found:
         return ["<p>Not measured: see the notes at the end.</p>"]
-    rows: list[list[Cell]] = [[one.fault, one.windows, one.noticed, one.right] for one in found]
+    rows: list[list[Cell]] = [[one.fault.replace("_", " "), one.windows, one.noticed, one.right] for one in found]
     rows.append(["all", sum(one.windows for one in found), None, overall])
     return [
         "<p>A fault was put into one known channel of windows that were not strange before, the channels in turn. Of those "
@@ -541,6 +566,8 @@ def _about(found: Examination) -> list[str]:
         ["samples per second", found.rate_hz],
         ["threshold of the alerts, p ≤", e.p_value],
         ["hours of labelled normal running", e.normal_h],
+        ["share of the labelled episodes that were found", e.event_recall],
+        ["false alarms a day", e.false_alarms_per_day],
         ["false alarms a day, with 95 % confidence at least", low],
         ["… at most", high],
         ["recordings compared with simple methods", found.comparison.recordings if found.comparison else None],
@@ -563,13 +590,30 @@ def _about(found: Examination) -> list[str]:
 def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], ours: int = -1) -> str:
     """The first column names the row; the row `ours` stands out."""
     lines = ['<div class="scroll"><table>', f"<caption>{escape(caption)}</caption>", "<thead><tr>"]
-    lines += [f'<th scope="col">{escape(title)}</th>' if title else "<td></td>" for title in head]
+    rows = list(rows)
+    # A column with a word in it stands to the left as a whole, its title too.
+    words = [any(isinstance(row[at], str) for row in rows) for at in range(len(head))]
+    lines += [
+        f'<th scope="col"{_class(text and "text", len(title) < 10 and "one")}>{escape(title)}</th>' if title else "<td></td>"
+        for title, text in zip(head, words, strict=True)
+    ]
     lines.append("</tr></thead><tbody>")
     for i, row in enumerate(rows):
-        cells = [f"<td{' class=text' if isinstance(cell, str) else ''}>{escape(figure(cell))}</td>" for cell in row[1:]]
-        mark = ' class="ours"' if i == ours else ""
-        lines.append(f'<tr{mark}><th scope="row">{escape(figure(row[0]))}</th>{"".join(cells)}</tr>')
+        cells = [
+            f"<td{_class(text and 'text')}>{escape(figure(cell))}</td>" for cell, text in zip(row[1:], words[1:], strict=True)
+        ]
+        name = figure(row[0])
+        # A moment or a file's name stays in one piece.
+        lines.append(
+            f'<tr{_class(i == ours and "ours")}><th scope="row"{_class(" " not in name and "one")}>{escape(name)}</th>'
+            f"{''.join(cells)}</tr>"
+        )
     return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def _class(*names: str | Literal[False]) -> str:
+    known = [name for name in names if name]
+    return f' class="{" ".join(known)}"' if known else ""
 
 
 def _plot(chart: Chart, caption: str) -> str:
@@ -582,6 +626,10 @@ def _behind(table: str) -> str:
 
 def _count(n: int, one: str, many: str = "") -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def _rough(value: float) -> str:
+    return f"{float(f'{value:.3g}'):.10g}"
 
 
 def _share(value: float) -> str:

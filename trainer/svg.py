@@ -37,7 +37,7 @@ class Axis:
                 return [10.0**n for n in range(first, last + 1, max(1, (last - first) // 5))]
             low = 10.0 ** math.floor(math.log10(self.low))
             return [m * low for m in (1, 2, 5, 10, 20, 50) if self.low <= m * low <= self.high]
-        rough = (self.high - self.low) / 5
+        rough = (self.high - self.low) / 7
         size = 10.0 ** math.floor(math.log10(rough))
         step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough)
         first = math.ceil(self.low / step - 1e-9)

@@ -7,47 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-from small_bundle import CHANNELS, build, members, normal
+from made_report import made_report, material, recording
+from small_bundle import members
 
 from edge.bundle import write_bundle
 from edge.errors import CannotCreateError, DataError
-from edge.sensing.recordings import Recording, write_recording
 from trainer import page
 from trainer.evaluate import sha256_of
 from trainer.page import figure
 from trainer.progress import Step
+from trainer.promise import Verdict
 from trainer.report import Drawn, Examination, examine, findings, leading, refuse_existing, write
 
 VOID = {"meta", "path", "rect", "circle", "br", "link", "img"}
 
 
-def recording(path: Path, rows: int, seed: int, fault: tuple[int, int] | None = None, labelled: bool = True) -> Path:
-    x, label = normal(rows, seed), np.zeros(rows, np.int8)
-    if fault:
-        x[1, slice(*fault)] += 2.5
-        label[slice(*fault)] = 1
-    time_ns = 10**18 + np.arange(rows, dtype=np.int64) * 10_000_000
-    write_recording(path, Recording(path.name, CHANNELS, time_ns, x, label if labelled else None, {"current": "A"}))
-    return path
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return material()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    build(folder / "small.amiss")
-    (folder / "data").mkdir()
-    recording(folder / "data" / "<b>pump & co.csv", 2400, 3, (1500, 1900))
-    recording(folder / "data" / "calm.csv", 1400, 4, (900, 1100))
-    recording(folder / "data" / "unlabelled.csv", 500, 5, labelled=False)
-    recording(folder / "normal.csv", 3600, 6, labelled=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(folder: Path) -> tuple[Examination, Drawn]:
-    return examine(folder / "small.amiss", [folder / "data"], [folder / "normal.csv"])
+def made() -> tuple[Examination, Drawn]:
+    return made_report()
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +141,16 @@ def test_what_it_says(made: tuple[Examination, Drawn]) -> None:
     assert any("--run" in note for note in found.notes)
     assert found.adversarial == ()
     assert any("AUROC" in line for line in found.lines())
+
+
+@pytest.mark.parametrize("verdict", ["kept", "broken", "unknown"])
+def test_every_verdict_on_the_promise_names_its_figures(made: tuple[Examination, Drawn], verdict: Verdict) -> None:
+    assert made[0].promise is not None
+    threshold = msgspec.structs.replace(made[0].promise.threshold, measured=0.0123)
+    kept = msgspec.structs.replace(made[0].promise, verdict=verdict, threshold=threshold)
+    said = page.render(msgspec.structs.replace(made[0], promise=kept), made[1])
+    assert f'<p class="verdict {verdict}">' in said
+    assert len(re.findall("and counted 1.23 %", said)) == 1
 
 
 def test_without_normal_the_rows_before_the_first_label_stand_in(folder: Path) -> None:
