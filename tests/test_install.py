@@ -43,6 +43,7 @@ def test_a_device_install_is_light_and_works(tmp_path: Path) -> None:
     installed = {entry["name"].lower() for entry in json.loads(call(python, "-m", "pip", "list", "--format", "json"))}
     assert {"amiss", "numpy", "onnxruntime", "paho-mqtt", "pyserial"} <= installed
     assert installed.isdisjoint(HEAVY)
+    assert "raspberry-pi-4" in call(python, "-c", "from quantize.target import boards; print(*boards())")
 
     bundle = build(tmp_path / "small.amiss", windows=200)
     recording = Recording("r", CHANNELS, 10**18 + 10_000_000 * np.arange(100), normal(100))
