@@ -29,6 +29,7 @@ bench: $(VENV)/.dev  ## the agent against a hand-written loop and against the ba
 bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is simple; $AMISS_DATA holds the sets
 	@$(BIN)/python -m benchmarks.detect
 	@$(BIN)/python -m benchmarks.bearings
+	@$(BIN)/python -m benchmarks.ablation
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

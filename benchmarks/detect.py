@@ -56,7 +56,7 @@ from trainer.train import train
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results.md"
 RECIPES = ROOT / "trainer" / "recipes"
-Precision = Literal["int8", "float32"]
+Precision = Literal["auto", "int8", "float32"]
 COLUMNS = {"auroc": "AUROC", "auc_pr": "AUC-PR", "vus_pr": "VUS-PR", "best_f1": "best F1"}
 TITLES = {"skab": "SKAB: pump and valves", "smd": "SMD: servers"}
 NOTHING_LEARNED = """\
