@@ -247,14 +247,17 @@ def plainly(found: Found) -> list[str]:
     parts = [*PRETEXTS, *KINDS]
     none = [v for v in parts if not any(found.telling((v, s), c) == 1 for s in READING for c in COLUMNS)]
     everywhere = [v for v in parts if all(found.telling((v, s), c) == 1 for s in READING for c in COLUMNS)]
-    lines = [f"Adds nothing by any of these scorers in any column: {', '.join(none) or 'none of them'}."]
-    lines += [f"Adds something by all of them in all columns: {', '.join(everywhere) or 'none of them'}."]
+    lines = [f"Adds nothing by any of these scorers in any column: {_listed(none, parts)}."]
+    lines += [f"Adds something by all of them in all columns: {_listed(everywhere, parts)}."]
+    for scorer in READING:
+        without = [v for v in parts if not any(found.telling((v, scorer), c) == 1 for c in COLUMNS)]
+        lines.append(f"Adds nothing by {scorer}: {_listed(without, parts)}.")
     for column, title in COLUMNS.items():
         _, unlearned = max((found.mean((CONTROL, scorer), column), scorer) for scorer in HEADS if not learned(scorer))
         above = [k for k in found.figures if learned(k[1]) and found.mean(k, column) > found.mean((CONTROL, unlearned), column)]
         said = ", ".join(f"{v} by {s}" for v, s in above) or "nothing that was learned"
         lines.append(f"Ahead of the best scorer without anything learned ({unlearned}) in {title}: {said}.")
-    return [*lines, ""]
+    return [*(f"- {line}" for line in lines), ""]
 
 
 def report(sets: dict[str, Found], command: str, seeds: int) -> str:
@@ -289,6 +292,10 @@ def report(sets: dict[str, Found], command: str, seeds: int) -> str:
     ]
     lines += [", ".join(f"{key} {value}" for key, value in versions().items()) + ".", ""]
     return "\n".join(lines)
+
+
+def _listed(some: Sequence[str], of: Sequence[str]) -> str:
+    return "all of them" if len(some) == len(of) else "; ".join(some) or "none of them"
 
 
 def _short(value: float) -> str:

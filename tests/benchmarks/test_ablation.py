@@ -54,12 +54,14 @@ def test_within_the_spread_of_the_control_is_nothing() -> None:
     assert judged(found, "masked + forecast", READING) == "adds nothing"
     assert judged(found, "masked + contrast", READING[:1]) == "adds 0.100 AUROC, 0.100 VUS-PR"
     assert judged(found, "masked + vicreg", READING).startswith("takes away 0.100 AUROC by mahalanobis(features)")
-    none, every, *ahead = ablation.plainly(found)
-    assert none.endswith(f": {', '.join(v for v in (*PRETEXTS, *KINDS) if v != 'masked + contrast')}.")
+    none, every, *by, ahead, _, _ = ablation.plainly(found)
+    assert len(by) == len(READING)
+    assert by[0] == f"- Adds nothing by {READING[0]}:" + none.partition(":")[2]
+    assert none.endswith(f": {'; '.join(v for v in (*PRETEXTS, *KINDS) if v != 'masked + contrast')}.")
     assert every.endswith(": masked + contrast.")
-    assert "masked + contrast by mahalanobis(features)" in ahead[0]
-    assert "forecast by" in ahead[0]
-    assert "vicreg" not in ahead[0]
+    assert "masked + contrast by mahalanobis(features)" in ahead
+    assert "forecast by" in ahead
+    assert "vicreg" not in ahead
 
 
 def test_one_seed_says_nothing_about_chance() -> None:
