@@ -9,6 +9,7 @@ The windows that calibrate are left alone: whoever takes the highest scores out 
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from trainer.model import Detector
 AFTER = 0.1
 """Share of the run. Before, an encoder knows nothing, and what it follows worst is only what is loudest."""
 PART = 1024
-"""Windows looked at together where all are."""
+"""Windows that the detector is given together."""
 ROUNDS = 30
 FEWEST = 5
 """Windows to each feature, or a spread in all directions cannot be known."""
@@ -41,11 +42,15 @@ def taught(detector: Detector, encoder: Encoder, x: Tensor, trim: float) -> Tens
     return x[order[: len(x) - math.floor(trim * len(x))]]
 
 
-def ordinary(detector: Detector, windows: Float32, trim: float) -> Int64:
-    """Places, in order, of those of the windows (n, C, N) that belong to the bulk: all but the share `trim`."""
+def ordinary(detector: Detector, parts: Iterable[Float32], trim: float) -> Int64:
+    """Places, in order, of those of the windows, in parts (n, C, N), that belong to the bulk: all but the share `trim`."""
+    found: list[Float32] = []
     with torch.no_grad():
-        parts = [detector(torch.from_numpy(windows[at : at + PART])) for at in range(0, len(windows), PART)]
-    return bulk(features(Outputs.concatenate([Outputs(*(value.numpy() for value in part)) for part in parts])), trim)
+        for windows in parts:
+            for at in range(0, len(windows), PART):
+                given = detector(torch.from_numpy(windows[at : at + PART]))
+                found.append(features(Outputs(*(value.numpy() for value in given))))
+    return bulk(np.concatenate(found), trim)
 
 
 def bulk(z: Float32, trim: float) -> Int64:
