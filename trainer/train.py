@@ -365,7 +365,7 @@ def write_windows(path: Path, material: data.TrainingData, kept: Int64, held_bac
         for name, windows, index in (("fit", material.fit, kept), ("calibration", material.calibration, held_back)):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (len(index), *windows.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+                np.lib.format.write_array_header_1_0(file, header)
                 for some in batches(windows, index):
                     file.write(np.ascontiguousarray(some, "<f4").data)
         with archive.open("position.npy", "w", force_zip64=True) as file:

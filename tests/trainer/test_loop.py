@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import ConfigError, DataError
+from edge.scoring.bulk import bulk
 from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from edge.signal import Float32
@@ -19,7 +20,7 @@ from trainer.progress import Step
 from trainer.recipe import Recipe, TrainingRecipe, apply_overrides
 from trainer.testing import rhythm
 from trainer.train import Fitted, deterministic, fit, loss_on, place, set_aside, train
-from trainer.trimming import bulk, ordinary
+from trainer.trimming import ordinary
 from trainer.windows import batches
 
 SMALL = apply_overrides(
