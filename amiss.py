@@ -288,11 +288,12 @@ def commission(
         list[Path], typer.Option(help="Recordings (or folders) of this very machine, running normally.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Bundle to write (.amiss).", show_default=False)],
+    trusted: Annotated[bool, typer.Option("--trusted", help="All of it is normal: leave no strange window out.")] = False,
 ) -> None:
     """Make a bundle this machine's own: keep the encoder, fit what counts as ordinary to its recordings. Runs on the device."""
     from edge.operating.commission import commission as fit
 
-    _say(fit(bundle, normal, out))
+    _say(fit(bundle, normal, out, trusted=trusted))
 
 
 @app.command()

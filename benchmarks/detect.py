@@ -152,7 +152,8 @@ def commissioned(bundle: Bundle, normal: Recording) -> Bundle:
     """The bundle with a head fitted to `normal`: what `amiss commission` writes, in memory."""
     manifest = bundle.manifest
     outputs, end_ns, hop = of_normal(bundle, normal)
-    head = fit_head(manifest.scorer, outputs, end_ns, bundle.smoother(hop), -(-manifest.window // hop))
+    # The authors of the sets vouch for these rows, and the simple methods beside it are given all of them too.
+    head = fit_head(manifest.scorer, outputs, end_ns, bundle.smoother(hop), -(-manifest.window // hop), trusted=True)
     return Bundle(
         manifest,
         bundle.digest,

@@ -17,12 +17,11 @@ from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, w
 from edge.errors import DataError
 from edge.scoring.backends import OUTPUTS, open_backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
-from edge.scoring.ensemble import Ensemble
-from edge.scoring.explain import Explainer
 from edge.scoring.inject import inject, usual_spread
 from edge.scoring.smoothing import Smoother, smoothed
 from edge.sensing.windows import MissingPolicy
 from edge.signal import Float32, Int64
+from quantize.fitting import fit_to, thinned
 
 GOLDEN = 8
 """Normal windows in the self-test, and as many with a fault in them: int8 differs most where activations are large."""
@@ -58,14 +57,12 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, position: 
     The same input gives the same bytes when SOURCE_DATE_EPOCH is set. Raises `DataError` and `CannotCreateError`.
     """
     backend = open_backend(model)
-    held_back = run_in_slices(backend, calibration)
     try:
-        scorer = Ensemble.fit(about.scorer, run_in_slices(backend, fit), held_back)
+        scorer, held_back, explainer = fit_to(backend, about.scorer, fit, calibration)
         smoother = Smoother(about.smoothing, about.hop, fit.shape[2])
-        calibrator = Calibrator.fit(smoothed(smoother, position, scorer.score(held_back)))
+        calibrator = Calibrator.fit(smoothed(smoother, position, held_back))
     except ValueError as error:
         raise DataError(f"{out}: {error}; train again on more or other recordings") from None
-    explainer = Explainer.fit(held_back)
     golden_x = _golden(calibration)
     outputs = run_in_slices(backend, golden_x)
     golden = Golden(golden_x, outputs, scorer.score(outputs))
@@ -100,7 +97,7 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, position: 
 
 def _golden(calibration: Float32) -> Float32:
     normal = calibration[np.linspace(0, len(calibration) - 1, min(GOLDEN, len(calibration))).astype(np.int64)]
-    return np.concatenate([normal, inject(normal, usual_spread(calibration), np.random.default_rng(2))])
+    return np.concatenate([normal, inject(normal, usual_spread(thinned(calibration)), np.random.default_rng(2))])
 
 
 def _now() -> str:

@@ -14,8 +14,8 @@ from edge.errors import GateError
 from edge.scoring.alerts import DEFAULT_P_VALUE
 from edge.scoring.backends import Backend, open_backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
-from edge.scoring.ensemble import Ensemble
 from edge.signal import Bool, Float32, Float64
+from quantize.fitting import fit_to
 from quantize.ranges import representative
 
 ROUNDS = 300
@@ -94,11 +94,10 @@ def compare(
     scores: list[Float32] = []
     embeddings: list[Float64] = []
     for backend in backends:
-        held_back = run_in_slices(backend, calibration)
-        fitted = Ensemble.fit(scorer, run_in_slices(backend, fit), held_back)
-        calibrator = Calibrator.fit(fitted.score(held_back))
+        fitted = fit_to(backend, scorer, fit, calibration)
+        calibrator = Calibrator.fit(fitted.held_back)
         outputs = run_in_slices(backend, windows)
-        scores.append(fitted.score(outputs))
+        scores.append(fitted.scorer.score(outputs))
         p_value = max(DEFAULT_P_VALUE, calibrator.floor)
         verdicts.append(calibrator.p_value(scores[-1]) <= p_value)
         embeddings.append(outputs.embedding.astype(np.float64))

@@ -12,6 +12,7 @@ import numpy as np
 
 from edge.scoring.inject import inject, usual_spread
 from edge.signal import Float32
+from quantize.fitting import thinned
 
 COUNT = 512
 BATCH = 64
@@ -20,7 +21,7 @@ BATCH = 64
 def representative(windows: Float32, seed: int = 0, count: int = COUNT) -> Float32:
     """Normal windows (n, C, N) → at most `count` windows, evenly spaced normal ones and as many with a fault in them."""
     normal = windows[np.linspace(0, len(windows) - 1, min(len(windows), count // 2)).astype(np.int64)]
-    return np.concatenate([normal, inject(normal, usual_spread(windows), np.random.default_rng(seed))])
+    return np.concatenate([normal, inject(normal, usual_spread(thinned(windows)), np.random.default_rng(seed))])
 
 
 class WindowReader:

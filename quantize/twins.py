@@ -70,7 +70,8 @@ def make_twins(bundle: Path, run: Path, normal: Sequence[Path], folder: Path, pr
         return twins
     tell(3, "commissioning both")
     commissioned = Twins(run, folder / "own-float32.amiss", folder / "own-untrained.amiss")
-    commission(twins.float32, own, commissioned.float32)
-    commission(twins.untrained, own, commissioned.untrained)
+    trusted = lineage.get("commissioned_trusted") == "yes"
+    commission(twins.float32, own, commissioned.float32, trusted=trusted)
+    commission(twins.untrained, own, commissioned.untrained, trusted=trusted)
     tell(4, "ready to compare")
     return commissioned

@@ -20,7 +20,7 @@ import numpy as np
 from edge.errors import DataError
 from edge.sensing.recordings import Recording, find_recordings
 from edge.sensing.windows import MissingPolicy, Windower
-from edge.signal import Bool, Float64, Int64, Windows
+from edge.signal import Bool, Int64, Windows
 from trainer import quality
 from trainer.quality import Finding
 from trainer.recipe import Recipe
@@ -83,8 +83,9 @@ def load(paths: Iterable[Path], recipe: Recipe, folder: Path | None = None, *, f
     findings += [quality.copy(sources[later].name, sources[earlier].name) for later, earlier in copies]
     sources = _at_one_rate(sources, rate_hz, recipe, folder, notes)
 
-    store = Spool(len(sources[0].channels), folder=folder)
-    strips = [lay_out(source.parts(), rate_hz, recipe.window, recipe.hop_samples, recipe.missing, store) for source in sources]
+    store, places = Spool(len(sources[0].channels), folder=folder), Spool(3, np.int64, folder)
+    cutting = rate_hz, recipe.window, recipe.hop_samples, recipe.missing, store, places
+    strips = [lay_out(source.parts(), *cutting) for source in sources]
     usable = [np.ones(len(strip), bool) for strip in strips]
     embargo_s = recipe.window / rate_hz
     for later, earlier in copies:
@@ -92,8 +93,8 @@ def load(paths: Iterable[Path], recipe: Recipe, folder: Path | None = None, *, f
     for source, mask in zip(sources, usable, strict=True):
         if not mask.any():
             notes.append(f"{source.name}: no window of {recipe.window} samples fits between its gaps; left out")
-    findings += _strange(sources, strips, usable, store, recipe, forgiving)
-    fit, held_back = _split(sources, strips, usable, embargo_s, recipe)
+    findings += _strange(sources, strips, usable, store, recipe, folder, forgiving)
+    fit, held_back = _split(sources, strips, usable, embargo_s, recipe, folder)
     size = len(sources[0].channels), recipe.window
     x, held = WindowSet(store, fit, *size), WindowSet(store, held_back, *size)
     trouble = _not_enough(sources, x, held, recipe)
@@ -302,29 +303,36 @@ def _beside(source: Source, strip: Strip, other: Source, embargo_s: float) -> Bo
 
 
 def _strange(
-    sources: list[Source], strips: list[Strip], usable: list[Bool], store: Spool, recipe: Recipe, forgiving: bool
+    sources: list[Source],
+    strips: list[Strip],
+    usable: list[Bool],
+    store: Spool,
+    recipe: Recipe,
+    folder: Path | None,
+    forgiving: bool,
 ) -> list[Finding]:
     """Windows that look unlike the bulk of all; with `exclude` they are no longer usable."""
     if recipe.quality.strange == "ignore":
         return []
     apart = -(-recipe.window // recipe.hop_samples)  # windows that share no sample are enough
-    looked_at = [np.flatnonzero(mask)[::apart] for mask in usable]
     channels = len(sources[0].channels)
-    some = [strip.start[at] for strip, at in zip(strips, looked_at, strict=True)]
-    figures = [_figures(WindowSet(store, start, channels, recipe.window)) for start in some]
-    together = np.concatenate(figures)
-    if not len(together):
-        return []
-    evenly = np.linspace(0, len(together) - 1, min(len(together), WINDOWS_LOOKED_AT)).astype(np.int64)
-    bulk = quality.fit_bulk(together[evenly])
+    figures = Spool(3 * channels, np.float64, folder)
+    for strip, mask in zip(strips, usable, strict=True):
+        for windows in batches(WindowSet(store, strip.start[mask][::apart], channels, recipe.window)):
+            figures.append(quality.figures_of(windows))
+    evenly = np.linspace(0, len(figures) - 1, min(len(figures), WINDOWS_LOOKED_AT)).astype(np.int64)
+    bulk = quality.fit_bulk(figures.array()[evenly])
     if bulk is None:
         return []
     findings: list[Finding] = []
-    for i, (source, strip, at) in enumerate(zip(sources, strips, looked_at, strict=True)):
-        strange = bulk.strange(figures[i])
+    done = 0
+    for i, (source, strip) in enumerate(zip(sources, strips, strict=True)):
+        looked_at = np.flatnonzero(usable[i])[::apart]
+        strange = _beyond(bulk, figures, done, done + len(looked_at))
+        done += len(looked_at)
         found = quality.unlike(source.name, strange)
         if found and recipe.quality.strange == "exclude":
-            for window in at[strange]:
+            for window in looked_at[strange]:
                 usable[i] &= (strip.last < strip.first[window]) | (strip.first > strip.last[window])
         findings += found
     decided = quality.decide(findings, recipe.quality, [source.name for source in sources]).findings
@@ -332,13 +340,23 @@ def _strange(
     return list(decided)
 
 
-def _figures(windows: WindowSet) -> Float64:
-    parts = [quality.figures_of(some) for some in batches(windows)]
-    return np.concatenate(parts) if parts else np.empty((0, 3 * windows.shape[1]))
+def _beyond(bulk: quality.Bulk, figures: Spool, start: int, stop: int) -> Bool:
+    """Which windows, of those whose figures are in these rows, look unlike the bulk."""
+    found = np.empty(stop - start, bool)
+    for at in range(start, stop, WINDOWS_LOOKED_AT):
+        some = figures.array()[at : min(at + WINDOWS_LOOKED_AT, stop)]
+        found[at - start : at - start + len(some)] = bulk.strange(some)
+        figures.seen(some.nbytes)
+    return found
 
 
 def _split(
-    sources: list[Source], strips: list[Strip], usable: list[Bool], embargo_s: float, recipe: Recipe
+    sources: list[Source],
+    strips: list[Strip],
+    usable: list[Bool],
+    embargo_s: float,
+    recipe: Recipe,
+    folder: Path | None,
 ) -> tuple[Int64, Int64]:
     """Where in the store the windows to learn from start, and those held back."""
     if recipe.training.split == "recording":
@@ -350,8 +368,11 @@ def _split(
     for i, j in _neighbours(sources, embargo_s):
         if fit[j].any():
             held[i] &= ~_beside(sources[i], strips[i], sources[j], embargo_s)
-    starts = [[strip.start[mask] for strip, mask in zip(strips, masks, strict=True)] for masks in (fit, held)]
-    return np.concatenate(starts[0]), np.concatenate(starts[1])
+    starts = Spool(1, np.int64, folder), Spool(1, np.int64, folder)
+    for masks, kept in zip((fit, held), starts, strict=True):
+        for strip, mask in zip(strips, masks, strict=True):
+            kept.append(strip.start[mask][:, None])
+    return starts[0].array()[:, 0], starts[1].array()[:, 0]
 
 
 def _whole(sources: list[Source], usable: list[Bool], recipe: Recipe) -> list[tuple[Bool, Bool]]:

@@ -201,7 +201,7 @@ class _Seen:
                 self._extreme(i, float(good.min()), float(good.max()), good)
             if len(good) < len(values) or self._run[i]:
                 self._stretch(i, ~np.isfinite(values))
-        self._sample.append(x[:, :: self._stride])
+        self._sample.append(x[:, :: self._stride].copy())  # a view would keep all of it
 
     def _extreme(self, i: int, low: float, high: float, good: Float32) -> None:
         if low <= self.low[i]:

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,14 +25,14 @@ import torch
 
 from edge.errors import CannotCreateError, ConfigError, DataError
 from edge.sensing.windows import MissingPolicy
-from edge.signal import Float32, Int64
+from edge.signal import Int64
 from trainer import data, distributed, trimming
 from trainer.model import Detector
 from trainer.progress import Report, Step
 from trainer.quality import Finding, summary
 from trainer.recipe import Recipe, TrainingRecipe
 from trainer.unfinished import SAVE_EVERY_S, Made, State, Unfinished
-from trainer.windows import WindowArray
+from trainer.windows import WindowArray, batches
 
 FORMAT = 1
 MAX_WINDOWS_BYTES = 64 * 1024 * 1024
@@ -123,9 +124,9 @@ def train(
     try:
         with deterministic(recipe.training.seed, recipe.training.threads), enough_memory(recipe):
             fitted = fit(recipe, material.fit, material.calibration, progress, unfinished)
-            kept = bounded(material.fit)
+            kept = evenly(len(material.fit), affordable(material.fit))
             if recipe.training.trim:
-                kept = kept[trimming.ordinary(fitted.detector, kept, recipe.training.trim)]
+                kept = kept[trimming.ordinary(fitted.detector, batches(material.fit, kept), recipe.training.trim)]
     except DataError:
         unfinished.discard()  # it would come to the same end again
         raise
@@ -161,13 +162,7 @@ def train(
         weights = {name: value.cpu() for name, value in fitted.detector.state_dict().items()}
         torch.save(weights, draft / "checkpoint.pt")
         (draft / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
-        np.savez_compressed(
-            draft / "windows.npz",
-            fit=kept,
-            calibration=material.calibration[held_back],
-            position=material.position[held_back],
-            allow_pickle=False,
-        )
+        write_windows(draft / "windows.npz", material, kept, held_back)
     unfinished.discard()
     return info
 
@@ -196,7 +191,8 @@ def fit(
     """Windows (n, C, N) to learn from and (m, C, N) held back → trained detector."""
     settings = recipe.training
     device, precision = place(settings)
-    learn, choose = set_aside(len(windows), recipe) if settings.patience else (np.arange(len(windows)), NOTHING)
+    learn, choose = set_aside(len(windows), recipe) if settings.patience else (None, NOTHING)
+    count = len(windows) if learn is None else len(learn)
     detector = Detector(windows.shape[1], recipe)
     detector.fit_normalisation(windows)
     detector.to(device)
@@ -216,7 +212,8 @@ def fit(
     while state.step < settings.steps:
         step = state.step = state.step + 1
         with computing(device, precision):
-            index = learn[torch.randint(len(learn), (settings.batch,), generator=rng).numpy(force=True)]
+            index = torch.randint(count, (settings.batch,), generator=rng).numpy(force=True)
+            index = index if learn is None else learn[index]
             x = detector.normalise(torch.from_numpy(windows[index]).to(device))[1]
             if settings.trim and step > settings.steps * trimming.AFTER:
                 x = trimming.taught(detector, encoder, x, settings.trim)
@@ -362,9 +359,22 @@ def deterministic(seed: int, threads: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(before[1])
 
 
-def bounded(windows: WindowArray) -> Float32:
-    """As many windows, evenly spaced, as a run can keep."""
-    return windows[np.linspace(0, len(windows) - 1, affordable(windows)).astype(np.int64)]
+def write_windows(path: Path, material: data.TrainingData, kept: Int64, held_back: Int64) -> None:
+    """As `np.savez_compressed` would, a batch at a time: the windows that a run keeps never are in memory together."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, windows, index in (("fit", material.fit, kept), ("calibration", material.calibration, held_back)):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (len(index), *windows.shape[1:])}
+                np.lib.format.write_array_header_1_0(file, header)
+                for some in batches(windows, index):
+                    file.write(np.ascontiguousarray(some, "<f4").data)
+        with archive.open("position.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, material.position[held_back], allow_pickle=False)
+
+
+def evenly(count: int, most: int) -> Int64:
+    """At most `most` places out of `count`, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)
 
 
 def affordable(windows: WindowArray) -> int:

@@ -9,14 +9,15 @@ The windows that calibrate are left alone: whoever takes the highest scores out 
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edge.scoring.backends import Outputs
+from edge.scoring.bulk import bulk
 from edge.scoring.ensemble import features
-from edge.scoring.scorers import SCORERS
 from edge.signal import Float32, Int64
 from trainer.encoders import Encoder
 from trainer.model import Detector
@@ -24,10 +25,7 @@ from trainer.model import Detector
 AFTER = 0.1
 """Share of the run. Before, an encoder knows nothing, and what it follows worst is only what is loudest."""
 PART = 1024
-"""Windows looked at together where all are."""
-ROUNDS = 30
-FEWEST = 5
-"""Windows to each feature, or a spread in all directions cannot be known."""
+"""Windows that the detector is given together."""
 
 
 def taught(detector: Detector, encoder: Encoder, x: Tensor, trim: float) -> Tensor:
@@ -41,30 +39,12 @@ def taught(detector: Detector, encoder: Encoder, x: Tensor, trim: float) -> Tens
     return x[order[: len(x) - math.floor(trim * len(x))]]
 
 
-def ordinary(detector: Detector, windows: Float32, trim: float) -> Int64:
-    """Places, in order, of those of the windows (n, C, N) that belong to the bulk: all but the share `trim`."""
+def ordinary(detector: Detector, parts: Iterable[Float32], trim: float) -> Int64:
+    """Places, in order, of those of the windows, in parts (n, C, N), that belong to the bulk: all but the share `trim`."""
+    found: list[Float32] = []
     with torch.no_grad():
-        parts = [detector(torch.from_numpy(windows[at : at + PART])) for at in range(0, len(windows), PART)]
-    return bulk(features(Outputs.concatenate([Outputs(*(value.numpy() for value in part)) for part in parts])), trim)
-
-
-def bulk(z: Float32, trim: float) -> Int64:
-    """Places, in order, of those of the features (n, K) that lie closest together: all but the share `trim`, rounded down.
-
-    The concentration steps of Rousseeuw & Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator"
-    (1999), from one start: the half that is nearest to the medians. With few windows, that half alone decides.
-    """
-    count = len(z) - math.floor(trim * len(z))
-    median = np.median(z, axis=0)
-    spread = 1.4826 * np.median(np.abs(z - median), axis=0) + 1e-6
-    # Bounded, so that one value that hardly ever moves does not outvote all others.
-    distance = np.minimum(((z - median) / spread) ** 2, 100).mean(axis=1)
-    if len(z) < FEWEST * z.shape[1]:
-        return np.sort(np.argsort(distance, kind="stable")[:count])
-    kept = np.sort(np.argsort(distance, kind="stable")[: len(z) // 2])
-    for _ in range(ROUNDS):
-        nearest = np.sort(np.argsort(SCORERS["mahalanobis"].fit(z[kept]).score(z), kind="stable")[:count])
-        if np.array_equal(nearest, kept):
-            break
-        kept = nearest
-    return kept
+        for windows in parts:
+            for at in range(0, len(windows), PART):
+                given = detector(torch.from_numpy(windows[at : at + PART]))
+                found.append(features(Outputs(*(value.numpy() for value in given))))
+    return bulk(np.concatenate(found), trim)

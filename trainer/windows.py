@@ -1,8 +1,8 @@
 """Windows that are cut when they are asked for.
 
 Windows overlap: four times at the usual hop, N times at a hop of one sample. So the samples lie on disk once, as the device's
-windower would fill them, and a set of windows is where each one starts. The files have no name: whatever ends the process,
-nothing of them is left behind.
+windower would fill them, and a set of windows is where each one starts, which lies on disk too: there may be millions. The
+files have no name: whatever ends the process, nothing of them is left behind.
 """
 
 import contextlib
@@ -104,17 +104,37 @@ def _close(file: IO[bytes]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Where the windows of one recording start."""
+    """Where the windows of one recording lie."""
 
-    start: Int64
-    """(n,) in the rows of the store."""
-    first: Int64
-    """(n,) row of the recording at which each window begins,"""
-    last: Int64
-    """(n,) and the row at which it ends."""
+    places: Spool
+    """Of all recordings, a row for each window: start, first, last."""
+    at: int
+    """Row of `places` at which those of this recording begin."""
+    count: int
 
     def __len__(self) -> int:
-        return len(self.start)
+        return self.count
+
+    @property
+    def start(self) -> Int64:
+        """(n,) in the rows of the store."""
+        return self._column(0)
+
+    @property
+    def first(self) -> Int64:
+        """(n,) row of the recording at which each window begins,"""
+        return self._column(1)
+
+    @property
+    def last(self) -> Int64:
+        """(n,) and the row at which it ends."""
+        return self._column(2)
+
+    def _column(self, which: int) -> Int64:
+        """A view of the disk."""
+        found: Int64 = self.places.array()[self.at : self.at + self.count, which]
+        self.places.seen(3 * found.nbytes)
+        return found
 
 
 class WindowSet:
@@ -147,43 +167,29 @@ def batches(windows: WindowArray, index: Int64 | None = None) -> Iterator[Float3
         yield windows[at : at + size] if index is None else windows[index[at : at + size]]
 
 
-def lay_out(parts: Iterable[Recording], rate_hz: float, length: int, hop: int, missing: MissingPolicy, store: Spool) -> Strip:
+def lay_out(
+    parts: Iterable[Recording], rate_hz: float, length: int, hop: int, missing: MissingPolicy, store: Spool, places: Spool
+) -> Strip:
     """Append the samples of one recording, in parts, to `store` (rows of C values), filled and interrupted as the device's
-    windower does it. Gives the windows that it would cut from them.
+    windower does it, and to `places` (rows of three) the windows that it would cut from them.
     """
-    start: list[Int64] = []
-    first: list[Int64] = []
-    last: list[Int64] = []
+    at = len(places)
+    begun = np.empty((0, 2), np.int64)  # windows that have not ended yet: start and first
     run_at = run_length = 0  # where in the store the unbroken run began, and its samples so far
-    begun = ended = 0  # windows
     for fresh, rows, x in _unbroken(parts, rate_hz, missing):
         if fresh:
-            _drop_unfinished(start, first, begun - ended)
-            run_at, run_length, begun, ended = len(store), 0, 0, 0
+            begun = begun[:0]  # the end of their run cut them short
+            run_at, run_length = len(store), 0
         store.append(x)
         position = np.arange(run_length, run_length + len(x))
         run_length += len(x)
         begins = position % hop == 0
         ends = (position >= length - 1) & ((position - (length - 1)) % hop == 0)
-        start.append(run_at + position[begins])
-        first.append(rows[begins])
-        last.append(rows[ends])
-        begun, ended = begun + int(begins.sum()), ended + int(ends.sum())
-    _drop_unfinished(start, first, begun - ended)
-    none = [np.empty(0, np.int64)]
-    return Strip(*(np.concatenate(none + found) for found in (start, first, last)))
-
-
-def _drop_unfinished(start: list[Int64], first: list[Int64], count: int) -> None:
-    """Take back the newest `count` windows, which the end of their run cut short."""
-    while count:
-        short = min(count, len(start[-1]))
-        if short:
-            start[-1], first[-1] = start[-1][:-short], first[-1][:-short]
-        if not len(start[-1]):
-            start.pop()
-            first.pop()
-        count -= short
+        begun = np.concatenate([begun, np.stack([run_at + position[begins], rows[begins]], axis=1)])
+        last = rows[ends]
+        places.append(np.concatenate([begun[: len(last)], last[:, None]], axis=1))
+        begun = begun[len(last) :]
+    return Strip(places, at, len(places) - at)
 
 
 def _unbroken(parts: Iterable[Recording], rate_hz: float, missing: MissingPolicy) -> Iterator[tuple[bool, Int64, Float32]]:

@@ -9,7 +9,7 @@ import numpy as np
 from edge.bundle import Bundle, Golden, members_of, pack_golden, pack_head, write_bundle
 from edge.errors import DataError
 from edge.scoring.backends import Outputs, run_in_slices
-from edge.scoring.commission import fit_head
+from edge.scoring.commission import ForeignError, Head, fit_head
 from edge.sensing.recordings import find_recordings, match_channels, read_recording
 from edge.sensing.windows import Windower
 from edge.signal import Int64
@@ -18,10 +18,11 @@ WINDOWS = 2000
 """Aimed at: more of them overlap more and say little more."""
 
 
-def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
+def commission(bundle_path: Path, normal: list[Path], out: Path, *, trusted: bool = False) -> str:
     """Write `out`: the same encoder, the head fitted to the recordings; returns one line that says what came of it.
 
-    Raises `DataError` when the recordings do not fit the bundle or are too short.
+    Windows that look unlike the rest are left out; with `trusted` none is. Raises `DataError` when the recordings do not fit
+    the bundle, are too short, or look faulty.
     """
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
@@ -47,7 +48,13 @@ def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
             np.concatenate(ends),
             bundle.smoother(hop),
             overlap=-(-manifest.window // hop),
+            trusted=trusted,
         )
+    except ForeignError as error:
+        raise DataError(
+            f"{', '.join(map(str, normal))}: looks faulty or contaminated: {error}; record again while the machine runs "
+            "normally, or say --trusted when all of it is normal"
+        ) from None
     except ValueError as error:
         raise DataError(f"{', '.join(map(str, normal))}: {error}; record for longer") from None
     outputs = run_in_slices(bundle.backend, bundle.golden.x)
@@ -56,14 +63,21 @@ def commission(bundle_path: Path, normal: list[Path], out: Path) -> str:
         "head.npz": pack_head(head.scorer, head.calibrator, head.explainer),
         "golden.npz": pack_golden(golden),
     }
+    vouched = {"commissioned_trusted": "yes" if trusted else "no"}
     manifest = msgspec.structs.replace(
         manifest,
         calibration_windows=head.calibrator.windows,
         calibration_floor=head.calibrator.floor,
-        lineage=manifest.lineage | {"commissioned_from": bundle.digest} | digests,
+        lineage=manifest.lineage | {"commissioned_from": bundle.digest} | vouched | digests,
     )
     digest = write_bundle(out, manifest, members)
     return (
         f"{out}: fitted to {head.calibrator.windows} windows of this machine, nothing rarer than "
-        f"p = {head.calibrator.floor:.2g}; digest {digest[:16]}…"
+        f"p = {head.calibrator.floor:.2g}; {_left_out(head)}digest {digest[:16]}…"
     )
+
+
+def _left_out(head: Head) -> str:
+    if not head.foreign:
+        return ""
+    return f"{head.foreign} windows left out because they look unlike the rest (--trusted keeps them); "

@@ -240,6 +240,7 @@ def _csv_parts(path: Path, rows: int) -> Iterator[_Part]:
         label = None if at is None else _numbers(columns[at], path, found.names[at], numbers)
         part = found.recording(path, time_ns, values, label)
         yield part, lambda i, numbers=numbers: f"{path}:{numbers[i]}", lambda i, times=times: times[i]  # type: ignore[misc]
+        del numbered, row, numbers, cells, columns, times  # or the text of two parts would be in memory at once
 
 
 def _lines(path: Path) -> Iterator[str]:

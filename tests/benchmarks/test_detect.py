@@ -43,7 +43,7 @@ def test_in_memory_is_what_the_verb_writes(tmp_path: Path) -> None:
     bundle = build(tmp_path / "fleet.amiss")
     own = recording(3000, seed=7)
     write_recording(tmp_path / "own.csv", own)
-    commission(bundle, [tmp_path / "own.csv"], tmp_path / "own.amiss")
+    commission(bundle, [tmp_path / "own.csv"], tmp_path / "own.amiss", trusted=True)
     test = recording(500, seed=8, fault=slice(200, 300))
     ours = judge_recording(commissioned(Bundle.open(bundle), own), test, hop=1)
     verbs = judge_recording(Bundle.open(tmp_path / "own.amiss"), test, hop=1)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import ConfigError, DataError
+from edge.scoring.bulk import bulk
 from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from edge.signal import Float32
@@ -19,7 +20,8 @@ from trainer.progress import Step
 from trainer.recipe import Recipe, TrainingRecipe, apply_overrides
 from trainer.testing import rhythm
 from trainer.train import Fitted, deterministic, fit, loss_on, place, set_aside, train
-from trainer.trimming import bulk, ordinary
+from trainer.trimming import ordinary
+from trainer.windows import batches
 
 SMALL = apply_overrides(
     Recipe(), ["training.steps=60", "training.batch=16", "encoder.width=16", "encoder.embedding=8", "encoder.depth=2"]
@@ -135,7 +137,7 @@ def test_the_share_is_left_out_of_each_batch_after_the_first_tenth(monkeypatch: 
 def test_a_run_keeps_no_window_that_lies_apart() -> None:
     windows, faulty = contaminated(0.1)
     found = fitted("training.trim=0.15", windows=windows)
-    kept = ordinary(found.detector, windows, 0.15)
+    kept = ordinary(found.detector, batches(windows), 0.15)
     assert (np.diff(kept) > 0).all()
     assert len(kept) == 340
     assert not faulty[kept].any()

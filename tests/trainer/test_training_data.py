@@ -395,7 +395,8 @@ def test_no_file(tmp_path: Path) -> None:
 def test_held_back_share_is_kept() -> None:
     recipe = msgspec.structs.replace(RECIPE, training=TrainingRecipe(held_back=0.5))
     whole = recording(300)
-    fit, held = data.split(lay_out([whole], 1.0, 16, 4, recipe.missing, Spool(2)), 300, recipe)
+    strip = lay_out([whole], 1.0, 16, 4, recipe.missing, Spool(2), Spool(3, np.int64))
+    fit, held = data.split(strip, 300, recipe)
     assert fit.sum() == pytest.approx(held.sum(), abs=4)
 
 
@@ -409,3 +410,27 @@ def test_units_travel_and_must_agree(tmp_path: Path) -> None:
     write_recording(tmp_path / "z.csv", dataclasses.replace(whole, units={"a": "g"}))
     with pytest.raises(DataError, match=r"z\.csv has a in g, others in m/s2"):
         data.load([tmp_path], RECIPE)
+
+
+def test_memory_does_not_grow_with_the_windows(tmp_path: Path) -> None:
+    """Each takes a byte for each of some masks while it is decided which are learned from, and nothing afterwards."""
+
+    def loaded(rows: int) -> tuple[int, int, int]:
+        time_ns = 10**18 + np.arange(rows, dtype=np.int64) * SECOND
+        x = np.random.default_rng(0).normal(size=(1, rows)).astype(np.float32)
+        path = tmp_path / f"{rows}.parquet"
+        write_recording(path, Recording("r", ("a",), time_ns, x))
+        del time_ns, x
+        tracemalloc.start()
+        try:
+            found = data.load([path], Recipe(window=16, hop=1), tmp_path)
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        return len(found.fit) + len(found.calibration), held, peak
+
+    loaded(1000)  # what is imported or kept once
+    few, many = loaded(1 << 16), loaded(1 << 18)
+    held, peak = ((more - less) / (many[0] - few[0]) for more, less in zip(many[1:], few[1:], strict=True))
+    assert held < 0.5, f"{held:.1f} bytes a window"
+    assert peak < 40, f"{peak:.1f} bytes a window"

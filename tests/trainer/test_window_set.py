@@ -26,7 +26,7 @@ def in_parts(recording: Recording, sizes: list[int]) -> list[Recording]:
 def laid_out(parts: list[Recording], length: int, hop: int, missing: MissingPolicy) -> tuple[WindowSet, Strip]:
     store = Spool(len(parts[0].channels))
     store.append(np.zeros((3, len(parts[0].channels))))  # what another recording left there
-    strip = lay_out(parts, 1.0, length, hop, missing, store)
+    strip = lay_out(parts, 1.0, length, hop, missing, store, Spool(3, np.int64))
     return WindowSet(store, strip.start, len(parts[0].channels), length), strip
 
 
