@@ -32,6 +32,7 @@ app.add_typer(datasets_app, name="datasets")
 
 EXTRAS = {
     "torch": "train",
+    "torch_pruning": "train",
     "onnx": "train",
     "onnxscript": "train",
     "rich": "train",
@@ -223,16 +224,31 @@ def train(
 def quantize(
     run: Annotated[Path, typer.Argument(help="Folder that `amiss train` wrote.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Bundle to write (.amiss).", show_default=False)],
+    prune: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT=SHARE",
+            help="Take channels away until this share is left of macs, parameters or latency, as in macs=0.5; also KEY=VALUE "
+            "of the recipe's table [prune], or none. [default: the recipe's]",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compress a run to int8, prove that its verdicts stay the same, and pack it into a bundle."""
     import msgspec
 
     from quantize import quantize as compress
+    from trainer import recipe as recipes
     from trainer.progress import progress
 
+    less = None
+    if prune:
+        from trainer.checkpoint import load_info
+
+        less = recipes.pruning(prune, load_info(run).recipe.prune)
     with progress("quantize") as report:
-        result = compress(run, out, progress=report)
+        result = compress(run, out, progress=report, prune=less)
     _print(msgspec.to_builtins(result), result.lines(), as_json)
 
 

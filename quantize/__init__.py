@@ -1,8 +1,8 @@
 """A training run → a bundle: export, int8, parity with float, pack.
 
-    RUN ──export──▶ fp32 ONNX ──ranges, int8──▶ int8 ONNX ──parity──▶ the better of the two ──pack──▶ .amiss
+    RUN ──(prune)──▶ ──export──▶ fp32 ONNX ──ranges, int8──▶ int8 ONNX ──parity──▶ the better of the two ──pack──▶ .amiss
 
-Only `export` needs PyTorch; `ranges`, `int8`, `parity` and `pack` run where nobody trains.
+Only `prune` and `export` need PyTorch; `ranges`, `int8`, `parity` and `pack` run where nobody trains.
 """
 
 import hashlib
@@ -17,7 +17,9 @@ from edge.errors import GateError
 from quantize.parity import Budget, Parity
 
 if TYPE_CHECKING:
+    from quantize.prune import Pruning
     from trainer.progress import Report
+    from trainer.recipe import PruneRecipe
     from trainer.train import RunInfo
 
 DATA_IN_LINEAGE = 256
@@ -40,13 +42,16 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
     calibration_windows: int
     parity: Parity | None
     """`None` when there is no int8 model to compare, see `reason`."""
+    pruned: "Pruning | None" = None
+    """What was taken away before; `None` when nothing was to be."""
 
     def table(self) -> dict[str, str]:
         """For a person, one line an entry."""
-        p = self.parity
+        p, pruned = self.parity, self.pruned.table() if self.pruned else {}
         if p is None:
-            return {"size": f"{self.model_bytes / 1000:.0f} kB in float; the bundle {self.bundle_bytes / 1000:.0f} kB"}
-        return {
+            size = f"{self.model_bytes / 1000:.0f} kB in float; the bundle {self.bundle_bytes / 1000:.0f} kB"
+            return pruned | {"size": size}
+        return pruned | {
             "size": f"{p.int8_bytes / 1000:.0f} kB in int8, {p.float_bytes / 1000:.0f} kB in float; "
             f"the bundle {self.bundle_bytes / 1000:.0f} kB",
             "latency": f"p50 {p.int8_us:.0f} µs, p99 {p.int8_p99_us:.0f} µs a window in int8; "
@@ -72,8 +77,10 @@ def quantize(
     budget: Budget | None = None,
     name: str | None = None,
     version: str = "1",
+    prune: "PruneRecipe | None" = None,
 ) -> Quantized:
-    """Write the bundle `out` from the training run `run`, whole or not at all.
+    """Write the bundle `out` from the training run `run`, whole or not at all. What is taken away first says `prune`, or, when
+    that is `None`, the run's recipe.
 
     `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. Raises
     `NoInputError`, `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
@@ -94,6 +101,15 @@ def quantize(
     tell(0, "reading the run")
     detector, info = load_detector(run)
     fit, calibration, position = load_windows(run)
+    parameters, pruned = info.parameters, None
+    settings = prune or info.recipe.prune
+    if settings.target != "none":
+        from quantize.prune import Stopwatch
+        from quantize.prune import prune as cut_down
+
+        stopwatch = Stopwatch(fit, calibration, int8=precision != "float32")
+        detector, pruned = cut_down(detector, info.recipe, fit, calibration, settings, stopwatch, progress)
+        parameters = pruned.after.parameters
     with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
         float_path, int8_path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         tell(1, "exporting to ONNX")
@@ -124,7 +140,9 @@ def quantize(
         precision=shipped,
         precision_reason=reason,
         lineage=lineage(run, info),
-        metrics=_metrics(measured) | {"float_bytes": len(models["float32"]), "parameters": info.parameters},
+        metrics=_metrics(measured)
+        | {"float_bytes": len(models["float32"]), "parameters": parameters}
+        | (pruned.metrics() if pruned else {}),
     )
     digest = pack(out, models[shipped], fit, calibration, position, about)
     tell(5, "done")
@@ -133,12 +151,13 @@ def quantize(
         digest=digest,
         precision=shipped,
         reason=reason,
-        parameters=info.parameters,
+        parameters=parameters,
         export_difference=exported.difference,
         model_bytes=len(models[shipped]),
         bundle_bytes=out.stat().st_size,
         calibration_windows=Bundle.open(out).calibrator.windows,
         parity=None if isinstance(measured, str) else measured,
+        pruned=pruned,
     )
 
 

@@ -6,6 +6,7 @@ faults that are made say how sensitive a detector is, not what it will find on a
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -54,15 +55,12 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(bundle: Bundle, windows: Float32) -> Figures:
     """`windows` (n, C, N) are normal ones that neither encoder nor scorer was fitted to."""
-    windows = windows[np.linspace(0, len(windows) - 1, min(MOST_WINDOWS, len(windows))).astype(np.int64)]
-    normal, spread = scores(bundle, windows), spread_of(windows)
+    windows = sample(windows)
+    normal = scores(bundle, windows)
     label = np.repeat([False, True], len(windows))
     found: dict[str, dict[float, float]] = {}
     medians_us: list[float] = []
-    for number, (kind, fault) in enumerate(INJECTIONS.items()):
-        rng = np.random.default_rng([SEED, number])
-        faulty = np.stack([fault(x, spread, rng) for x in windows])
-        parts = {s: (windows + np.float32(s) * (faulty - windows)).astype(np.float32) for s in SEVERITIES}
+    for kind, parts in faults(windows):
         found[kind] = {s: auroc(np.concatenate([normal, scores(bundle, part)]), label) for s, part in parts.items()}
         medians_us.append(latency_us(bundle, windows))
     by_kind = {kind: float(np.mean(list(at.values()))) for kind, at in found.items()}
@@ -76,6 +74,20 @@ def measure(bundle: Bundle, windows: Float32) -> Figures:
         bytes=bundle.size,
         precision=bundle.manifest.precision,
     )
+
+
+def sample(windows: Float32) -> Float32:
+    """At most `MOST_WINDOWS` of them, evenly."""
+    return windows[np.linspace(0, len(windows) - 1, min(MOST_WINDOWS, len(windows))).astype(np.int64)]
+
+
+def faults(windows: Float32) -> Iterator[tuple[str, dict[float, Float32]]]:
+    """Each kind of fault, and the windows (n, C, N) with it in them by severity; the same ones every time."""
+    spread = spread_of(windows)
+    for number, (kind, fault) in enumerate(INJECTIONS.items()):
+        rng = np.random.default_rng([SEED, number])
+        faulty = np.stack([fault(x, spread, rng) for x in windows])
+        yield kind, {s: (windows + np.float32(s) * (faulty - windows)).astype(np.float32) for s in SEVERITIES}
 
 
 def spread_of(windows: Float32) -> Float32:

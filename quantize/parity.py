@@ -105,7 +105,7 @@ def compare(
     spread = np.maximum(normal.std(axis=0), 1e-6)
     error = np.sqrt((((embeddings[1] - embeddings[0]) / spread) ** 2).mean())
     distance = np.sqrt((((embeddings[0] - normal.mean(axis=0)) / spread) ** 2).mean())
-    median_us, p99_us = _latency(backends, windows[:1], rounds)
+    median_us, p99_us = latency(backends, windows[:1], rounds)
     return Parity(
         windows=len(windows),
         embedding_error=float(error / max(distance, 1e-12)),
@@ -135,7 +135,7 @@ def _ranks(values: npt.NDArray[np.floating]) -> Float64:
     return ranks
 
 
-def _latency(backends: list[Backend], window: Float32, rounds: int) -> tuple[list[float], list[float]]:
+def latency(backends: list[Backend], window: Float32, rounds: int) -> tuple[list[float], list[float]]:
     """Median and 99 % quantile of each, µs. One after the other in every round: whatever else the machine does hits both."""
     times = np.empty((rounds, len(backends)))
     for turn in range(rounds + 20):  # the first are for caches

@@ -16,8 +16,11 @@ from quantize import quantize
 from quantize.parity import Budget
 from trainer.evaluate import learned_from, sha256_of
 from trainer.progress import Report, Step
+from trainer.recipe import PruneRecipe
 from trainer.report import Twins
 
+WHOLE = PruneRecipe()
+"""Whatever was taken away, the twins are what was trained, and what was drawn; recovering would train the latter."""
 ANY = Budget(embedding_error=math.inf, rank_correlation=-1.0, flips=1.0, slower=math.inf)
 """What nobody trained need not be good in int8."""
 
@@ -62,9 +65,9 @@ def make_twins(bundle: Path, run: Path, normal: Sequence[Path], folder: Path, pr
     precision: Literal["int8", "float32"] = "int8" if opened.manifest.precision == "int8" else "float32"
     twins = Twins(run, folder / "float32.amiss", folder / "untrained.amiss")
     tell(1, "exporting the float model")
-    quantize(run, twins.float32, precision="float32")
+    quantize(run, twins.float32, precision="float32", prune=WHOLE)
     tell(2, "compressing the untrained encoder")
-    quantize(drawn, twins.untrained, precision=precision, budget=ANY)
+    quantize(drawn, twins.untrained, precision=precision, budget=ANY, prune=WHOLE)
     if not own:
         tell(4, "ready to compare")
         return twins

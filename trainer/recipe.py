@@ -162,6 +162,23 @@ class ResampleRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `linear`: a straight line between neighbours, with no such filter."""
 
 
+class PruneRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `amiss quantize` takes away before it exports; `quantize.prune`."""
+
+    target: Literal["none", "macs", "parameters", "latency"] = "none"
+    """What is to become less. `latency` is measured, on the machine that quantizes: what ships then depends on its clock."""
+    ratio: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    """Share of it that is to be left."""
+    steps: Annotated[int, Meta(ge=1, le=50)] = 5
+    """Cuts on the way there; behind each one the encoder recovers and is judged."""
+    recovery_steps: Annotated[int, Meta(ge=0)] = 150
+    """Of training, behind each cut."""
+    allowed_loss: Annotated[float, Meta(ge=0)] = 0.05
+    """Share by which the loss on windows held back may rise. The last model within it ships."""
+    allowed_detection: Annotated[float, Meta(ge=0, le=1)] = 0.02
+    """By how much the AUROC of injected faults may fall."""
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of recipe.toml; an empty file is a recipe."""
 
@@ -182,6 +199,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     encoder: EncoderRecipe = EncoderRecipe()
     pretext: PretextRecipe = PretextRecipe()
     training: TrainingRecipe = TrainingRecipe()
+    prune: PruneRecipe = PruneRecipe()
     scorer: str = DEFAULT_SCORER
     """`scorer(view)`, several joined by `+`: see `edge/scoring/ensemble.py`."""
     smoothing: Annotated[float, Meta(ge=0, le=64)] = 1.0
@@ -277,7 +295,30 @@ def contradiction(encoder: EncoderRecipe) -> str | None:
     return None
 
 
-def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+def pruning(said: Iterable[str], recipe: PruneRecipe) -> PruneRecipe:
+    """What `--prune` says, over a recipe: `macs=0.5`, the share to be left; `steps=3`, any key of [prune]; or `none`.
+
+    Raises `ConfigError` for anything else.
+    """
+    pairs = []
+    for text in said:
+        key, equals, value = (part.strip() for part in text.partition("="))
+        if key in ("macs", "parameters", "latency") and equals:
+            pairs += [f"prune.target={key}", f"prune.ratio={value}"]
+        elif text.strip() == "none":
+            pairs.append("prune.target=none")
+        elif key in PruneRecipe.__struct_fields__ and equals:
+            pairs.append(f"prune.{key}={value}")
+        else:
+            keys = ", ".join(PruneRecipe.__struct_fields__)
+            raise ConfigError(
+                f"--prune {text}: expected macs=0.5, parameters=0.5 or latency=0.5, the share that is to be left; none; or "
+                f"KEY=VALUE with a key of the recipe's table [prune]: {keys}"
+            )
+    return apply_overrides(Recipe(prune=recipe), pairs, "--prune").prune
+
+
+def apply_overrides(recipe: Recipe, overrides: Iterable[str], option: str = "--set") -> Recipe:
     """`key=value` pairs, as in `--set training.steps=300`, over a recipe. Values are TOML; bare words are text.
 
     Raises `ConfigError` when a pair is no such thing, names no key or has a value that does not fit.
@@ -287,7 +328,7 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
         key, equals, text = pair.partition("=")
         keys = [part.strip() for part in key.split(".")]
         if not equals or not all(keys):
-            raise ConfigError(f"--set {pair}: expected key=value, for example training.steps=300")
+            raise ConfigError(f"{option} {pair}: expected key=value, for example training.steps=300")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -296,10 +337,10 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
         for part in keys[:-1]:
             inner = at.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise ConfigError(f"--set {pair}: `{part}` is a value, it has no keys inside")
+                raise ConfigError(f"{option} {pair}: `{part}` is a value, it has no keys inside")
             at = inner
         at[keys[-1]] = value
-    return parse(data, "--set")
+    return parse(data, option)
 
 
 def as_toml(recipe: Recipe) -> str:

@@ -187,14 +187,20 @@ def fit(
     held_back: WindowArray,
     progress: Report | None = None,
     unfinished: Unfinished | None = None,
+    *,
+    detector: Detector | None = None,
 ) -> Fitted:
-    """Windows (n, C, N) to learn from and (m, C, N) held back → trained detector."""
+    """Windows (n, C, N) to learn from and (m, C, N) held back → trained detector.
+
+    One that is given learns on, in place; its normalisation stays.
+    """
     settings = recipe.training
     device, precision = place(settings)
     learn, choose = set_aside(len(windows), recipe) if settings.patience else (None, NOTHING)
     count = len(windows) if learn is None else len(learn)
-    detector = Detector(windows.shape[1], recipe)
-    detector.fit_normalisation(windows)
+    if detector is None:
+        detector = Detector(windows.shape[1], recipe)
+        detector.fit_normalisation(windows)
     detector.to(device)
     encoder = distributed.shared(detector)
     rng = torch.Generator(device).manual_seed(settings.seed)
