@@ -509,14 +509,20 @@ def _contamination(found: Contamination | None) -> list[str]:
         if not all(math.isnan(value) for value in labelled):
             chart.line(shares, labelled, kinds[1], f"labelled, {how}", dots=True)
         rows += [[how, share, one.left, one.injected, one.labelled, one.noticed] for share, one in own]
+    first, some = found.points[0], found.points[min(1, len(found.points) - 1)]
+    said = (
+        f"Of the faults put in, {_share(first.plain.noticed)} are noticed when {_share(first.share)} of the recordings are "
+        f"faulty, and {_share(some.plain.noticed)} when {_share(some.share)} are ({_share(some.trimmed.noticed)} trimmed)."
+    )
     head = ["", "share faulty", "of those kept", "faults put in: AUROC", "labelled: AUROC", "faults noticed"]
     return [
         "<p>Who records for days cannot know that nothing was amiss. So faults of every kind were put into a share of the "
         "windows that this bundle was fitted to, and it was fitted again: to all of them, and to what is left when those that "
         "lie apart from the others are left out (<code>training.trim</code>). What was fitted is all that stands after the "
-        "encoder; the encoder itself stayed as it is. Then it was asked to find other faults, and the labelled anomalies. A "
-        "curve that stays flat is a bundle that bears faulty recordings. What calibrates is never trimmed: faults in it make "
-        "faults ordinary, and fewer of them are noticed whatever the curve says.</p>",
+        "encoder; the encoder itself stayed as it is. Then it was asked to find other faults, and the labelled anomalies. "
+        "Where the curve stays flat, strange still scores higher than normal. What calibrates holds as many faults and is "
+        "never trimmed: they make faults ordinary, and fewer are noticed whatever the curve says.</p>",
+        f'<p class="verdict">{escape(said)}</p>',
         _plot(chart, "1 finds everything, 0.5 is chance. Means over three draws of which windows are faulty."),
         _table(
             "Noticed: share of the faults put in that have p at or below the threshold of the alerts",
