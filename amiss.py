@@ -378,7 +378,8 @@ def evaluate(
     run: Annotated[
         Path | None,
         typer.Option(
-            help="With --report: the run it was made from, for attacks, float twin and untrained encoder.", show_default=False
+            help="With --report: the run it was made from, for its twins, attacks and what faulty recordings would cost.",
+            show_default=False,
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the report that is in the folder.")] = False,

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from edge.signal import Bool, Float64
+from trainer.contamination import Contamination
 from trainer.evaluate import Evaluation, Judged
 from trainer.metrics import episodes
 from trainer.promise import Promise
@@ -90,6 +91,7 @@ def render(found: Examination, drawn: Drawn) -> str:
         ("promise", "Does it keep its promise?", _promise(found.promise)),
         ("blame", "Does it blame the right channel?", _blame(found.blame, found.blamed_rightly)),
         ("stress", "What sensors go through", _stress(found.stress)),
+        ("faults", "If some of the recordings had been faulty", _contamination(found.contamination)),
         ("attacks", "If somebody wanted to fool it", _attacks(found.adversarial)),
         ("map", "What the model sees", _map(found.map, drawn.points)),
         ("about", "About this report", _about(found)),
@@ -485,6 +487,51 @@ def _stress(found: Sequence[Curve]) -> list[str]:
     return [*lines, "</div>"]
 
 
+def _contamination(found: Contamination | None) -> list[str]:
+    if found is None:
+        return ["<p>Not measured: it needs <code>--run</code>, and normal running; see the notes at the end.</p>"]
+    ways = {"nothing trimmed": ("ac", [(one.share, one.plain) for one in found.points])}
+    ways[f"{_share(found.trim)} trimmed"] = ("bd", [(one.share, one.trimmed) for one in found.points])
+    known = [v for _, own in ways.values() for _, one in own for v in (one.injected, one.labelled) if v is not None]
+    x = Axis("faulty windows among those that it is fitted to, %", 0.0, 100 * max(point.share for point in found.points))
+    chart = Chart(
+        "What faults among the recordings cost",
+        "The table below it has the figures.",
+        x,
+        Axis("told from normal (AUROC)", min(0.5, math.floor(10 * min(known)) / 10), 1.0),
+        300,
+    )
+    rows: list[list[Cell]] = []
+    for how, (kinds, own) in ways.items():
+        shares = [100 * share for share, _ in own]
+        chart.line(shares, [one.injected for _, one in own], kinds[0], f"faults put in, {how}", dots=True)
+        labelled = [math.nan if one.labelled is None else one.labelled for _, one in own]
+        if not all(math.isnan(value) for value in labelled):
+            chart.line(shares, labelled, kinds[1], f"labelled, {how}", dots=True)
+        rows += [[how, share, one.left, one.injected, one.labelled, one.noticed] for share, one in own]
+    first, some = found.points[0], found.points[min(1, len(found.points) - 1)]
+    said = (
+        f"Of the faults put in, {_share(first.plain.noticed)} are noticed when {_share(first.share)} of the recordings are "
+        f"faulty, and {_share(some.plain.noticed)} when {_share(some.share)} are ({_share(some.trimmed.noticed)} trimmed)."
+    )
+    head = ["", "share faulty", "of those kept", "faults put in: AUROC", "labelled: AUROC", "faults noticed"]
+    return [
+        "<p>Who records for days cannot know that nothing was amiss. So faults of every kind were put into a share of the "
+        "windows that this bundle was fitted to, and it was fitted again: to all of them, and to what is left when those that "
+        "lie apart from the others are left out (<code>training.trim</code>). What was fitted is all that stands after the "
+        "encoder; the encoder itself stayed as it is. Then it was asked to find other faults, and the labelled anomalies. "
+        "Where the curve stays flat, strange still scores higher than normal. What calibrates holds as many faults and is "
+        "never trimmed: they make faults ordinary, and fewer are noticed whatever the curve says.</p>",
+        f'<p class="verdict">{escape(said)}</p>',
+        _plot(chart, "1 finds everything, 0.5 is chance. Means over three draws of which windows are faulty."),
+        _table(
+            "Noticed: share of the faults put in that have p at or below the threshold of the alerts",
+            head,
+            rows,
+        ),
+    ]
+
+
 def _attacks(found: Sequence[Attack]) -> list[str]:
     if not found:
         return ["<p>Not measured: it needs <code>--run</code>, and normal running.</p>"]
@@ -570,6 +617,8 @@ def _about(found: Examination) -> list[str]:
         ["false alarms a day", e.false_alarms_per_day],
         ["false alarms a day, with 95 % confidence at least", low],
         ["… at most", high],
+        ["windows for the curve of faulty recordings", found.contamination.windows if found.contamination else None],
+        ["… of which were trimmed", found.contamination.trim if found.contamination else None],
         ["recordings compared with simple methods", found.comparison.recordings if found.comparison else None],
         ["format of report.json", found.format],
     ]

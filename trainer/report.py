@@ -30,7 +30,8 @@ from edge.scoring.backends import run_in_slices
 from edge.scoring.inject import INJECTIONS
 from edge.sensing.recordings import Recording, find_recordings, format_time, match_channels, read_recording
 from edge.signal import Float32, Float64, Int64
-from trainer import baselines, promise, stress
+from trainer import baselines, contamination, promise, stress
+from trainer.contamination import Contamination
 from trainer.data import cut
 from trainer.evaluate import Evaluation, Judged, buffer_of, judge, learned_from, mean, ranking, sha256_of, summarise
 from trainer.metrics import episodes
@@ -116,6 +117,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
     blamed_rightly: float | None = None
     """Of all windows with a fault in one known channel that were noticed: share in which it has most of the blame."""
     stress: tuple[Curve, ...] = ()
+    contamination: Contamination | None = None
     adversarial: tuple[Attack, ...] = ()
     map: Map | None = None
     notes: tuple[str, ...] = ()
@@ -200,7 +202,8 @@ def examine(
     bundle = Bundle.open(bundle_path)
     manifest = bundle.manifest
     data = find_recordings(data)
-    tell = _Steps(progress, 3 + 2 * len(data) + len(INJECTIONS) + len(stress.troubles(len(bundle.channels))) + 3 * bool(twins))
+    of_run = 3 + contamination.DRAWS if twins else 0
+    tell = _Steps(progress, 3 + 2 * len(data) + len(INJECTIONS) + len(stress.troubles(len(bundle.channels))) + of_run)
     judged = judge(bundle, data, lambda step: tell(f"judging {step.text}") if step.step < step.steps else None)
     if twins:
         other = [Bundle.open(path) for path in (twins.float32, twins.untrained)]
@@ -218,6 +221,7 @@ def examine(
     blames: list[Blame] = []
     curves: list[Curve] = []
     attacks: list[Attack] = []
+    spoilt: Contamination | None = None
     points, chart = None, None
     if material is None:
         notes.append("nothing normal that the model has not learned from: no promise, blame, stress or map; say --normal")
@@ -233,12 +237,17 @@ def examine(
                 "no labelled stretch is longer than a window and a half: stress says nothing about what is still found"
             )
         if twins:
+            spoilt, more = _contamination(bundle, twins.run, material, tell)
+            notes += more
             attacks, more = _attacks(bundle, other[0], twins.run, material, tell)
             notes += more
         tell("the map")
         chart, points = _map(bundle, material)
     if not twins:
-        notes.append("without --run RUN: no untrained encoder, no float model and no attacks that need gradients")
+        notes.append(
+            "without --run RUN: no untrained encoder, no float model, no curve of what faults among the recordings cost, no "
+            "attacks that need gradients"
+        )
     tell("done")
     noticed = [round(one.noticed * one.windows) for one in blames]
     right = sum(n * one.right for n, one in zip(noticed, blames, strict=True) if one.right is not None)
@@ -256,6 +265,7 @@ def examine(
         blame=tuple(blames),
         blamed_rightly=right / sum(noticed) if sum(noticed) else None,
         stress=tuple(curves),
+        contamination=spoilt,
         adversarial=tuple(attacks),
         map=chart,
         notes=tuple(notes),
@@ -398,6 +408,20 @@ def simple_methods(length: int, stride: int) -> tuple[dict[str, Score], list[str
         return baselines.centred(score, len(test), 1, stride)
 
     return found | {"isolation forest": isolation_forest}, []
+
+
+def _contamination(
+    bundle: Bundle, run: Path, material: stress.Material, tell: "_Steps"
+) -> tuple[Contamination | None, list[str]]:
+    from trainer.checkpoint import load_windows
+
+    if "commissioned_from" in bundle.manifest.lineage:
+        return None, [
+            "the bundle was commissioned: its scorer is not fitted to the windows of the run, so what faults among those cost "
+            "says nothing about it and was not measured"
+        ]
+    fit, held_back, _ = load_windows(run)
+    return contamination.contaminate(bundle, fit, held_back, material, tell), []
 
 
 def _attacks(

@@ -90,6 +90,8 @@ def test_the_whole_report(run: Path, folder: Path, twins: Twins) -> None:
     names = [method.name for method in found.comparison.methods]
     assert names[:3] == ["this bundle (int8)", "float32 twin", "untrained encoder"]
     assert not any("--run" in note for note in found.notes)
+    assert found.contamination is not None
+    assert [point.share for point in found.contamination.points] == [0.0, 0.01, 0.05, 0.1]
     attacks = {(one.aim, one.method, one.model): one.points for one in found.adversarial}
     assert len(attacks) == 12
     for model in ("float32", "int8"):

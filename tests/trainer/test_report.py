@@ -14,6 +14,7 @@ from small_bundle import members
 from edge.bundle import write_bundle
 from edge.errors import CannotCreateError, DataError
 from trainer import page
+from trainer.contamination import Contaminated, Contamination, Refitted
 from trainer.evaluate import sha256_of
 from trainer.page import figure
 from trainer.progress import Step
@@ -81,7 +82,10 @@ def marked(value: Any, drawn: list[float]) -> Any:
 
 def test_every_figure_of_the_json_is_on_the_page(made: tuple[Examination, Drawn]) -> None:
     numbers: list[float] = []
-    found = msgspec.convert(marked(msgspec.to_builtins(made[0]), numbers), Examination)
+    refitted = Refitted(left=0.0, injected=0.9, labelled=0.8, noticed=0.7)
+    spoilt = Contamination(windows=9, trim=0.1, points=(Contaminated(share=0.1, plain=refitted, trimmed=refitted),))
+    whole = msgspec.structs.replace(made[0], contamination=spoilt)
+    found = msgspec.convert(marked(msgspec.to_builtins(whole), numbers), Examination)
     cells = Page(page.render(found, made[1])).cells
     assert len(set(numbers)) == len(numbers) > 200, "the control: there is something to look for"
     assert {figure(number) for number in numbers} - cells == set()

@@ -17,6 +17,7 @@ SECTIONS = (
     "Does it keep its promise?",
     "Does it blame the right channel?",
     "What sensors go through",
+    "If some of the recordings had been faulty",
     "If somebody wanted to fool it",
     "What the model sees",
     "About this report",
