@@ -6,8 +6,9 @@
   loudness nor the naked ear helps. Learned from the first 60 % of the healthy recording; the rest of it is to be told from each
   of the faulty ones, window by window. AUROC, mean over the recordings.
 - *FEMTO*: bearings run until they fail. Learned from the first fifth of each life; an alert before two fifths is false.
-  When, as a share of its life, is the first alert raised? A rule on the RMS, mean + 6 σ, stands beside. One seed is enough
-  where the scorer is given nothing learned: no other chance is in it.
+  When, as a share of its life, is the first alert raised? A rule on the RMS, mean + 6 σ, stands beside: at the first window
+  above it, and at the first two in a row, which is what an alert of ours waits for. One seed is enough where the scorer is
+  given nothing learned: no other chance is in it.
 
 Recipes: `trainer/recipes/cwru.toml` and `femto.toml`, the default one with another window and hop. int8 bundles, judged by the
 pipeline of the device.
@@ -28,7 +29,7 @@ from edge.bundle import Bundle
 from edge.operating.score import judge_recording
 from edge.scoring.scorers import MahalanobisScorer
 from edge.sensing.recordings import Recording, write_recording
-from edge.signal import Float32, Float64
+from edge.signal import Bool, Float32, Float64
 from quantize import quantize
 from trainer.metrics import auroc
 from trainer.recipe import Recipe, apply_overrides, load
@@ -93,7 +94,8 @@ def made(recipe: Recipe, recording: Recording, out: Path) -> Bundle:
     write_recording(out / "normal.parquet", recording)
     train(recipe, [out / "normal.parquet"], out / "run")
     quantize(out / "run", out / "b.amiss", precision="int8", budget=ANY)
-    return commissioned(Bundle.open(out / "b.amiss"), recording)
+    # A hop that is no shorter: what lies here beside each other was recorded seconds apart, and no window is to span two.
+    return commissioned(Bundle.open(out / "b.amiss"), recording, recipe.hop)
 
 
 def cwru(folder: Path, seed: int) -> dict[str, dict[str, float]]:
@@ -146,13 +148,19 @@ def femto(file: Path, seed: int) -> dict[str, float | None]:
     ]
     rms = np.sqrt((windows.astype(np.float64) ** 2).mean(axis=2)).max(axis=1)
     limit = rms[learned].mean() + SIGMAS * rms[learned].std()
-    loud = life[~learned][(rms[~learned] > limit)]
+    loud = rms[~learned] > limit
+    often = np.append(False, loud[1:] & loud[:-1])
     real = [float(a) for a in at if a > 0.4]
     return {
         "first alert": real[0] if real else None,
         "false alerts": sum(bool(a <= 0.4) for a in at),
-        "RMS rule": float(loud[0]) if len(loud) else None,
+        "RMS rule": _first(life[~learned], loud),
+        "RMS rule, twice": _first(life[~learned], often),
     }
+
+
+def _first(life: Float64, alarm: Bool) -> float | None:
+    return float(life[alarm][0]) if alarm.any() else None
 
 
 def _vibration(file: Path) -> Float64:
@@ -191,11 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "",
         "## FEMTO: share of the life at the first alert",
         "",
-        f"| bearing | int8 ({FEMTO.name}), by seed | false alerts, by seed | RMS rule |",
-        "|---|---|---|---|",
+        f"| bearing | int8 ({FEMTO.name}), by seed | false alerts, by seed | RMS rule | RMS rule, two in a row |",
+        "|---|---|---|---|---|",
         *(
             f"| {name} | {', '.join(_share(r['first alert']) for r in of)} "
-            f"| {', '.join(str(r['false alerts']) for r in of)} | {_share(of[0]['RMS rule'])} |"
+            f"| {', '.join(str(r['false alerts']) for r in of)} | {_share(of[0]['RMS rule'])} "
+            f"| {_share(of[0]['RMS rule, twice'])} |"
             for name, of in lives.items()
         ),
         "",

@@ -148,10 +148,10 @@ def best_f1(score: Float64, label: Label) -> float:
     return float((2 * hits[last] / (last + 1 + hits[-1])).max())
 
 
-def commissioned(bundle: Bundle, normal: Recording) -> Bundle:
+def commissioned(bundle: Bundle, normal: Recording, hop: int | None = None) -> Bundle:
     """The bundle with a head fitted to `normal`: what `amiss commission` writes, in memory."""
     manifest = bundle.manifest
-    outputs, end_ns, hop = of_normal(bundle, normal)
+    outputs, end_ns, hop = of_normal(bundle, normal, hop)
     # The authors of the sets vouch for these rows, and the simple methods beside it are given all of them too.
     head = fit_head(manifest.scorer, outputs, end_ns, bundle.smoother(hop), -(-manifest.window // hop), trusted=True)
     return Bundle(
@@ -166,10 +166,10 @@ def commissioned(bundle: Bundle, normal: Recording) -> Bundle:
     )
 
 
-def of_normal(bundle: Bundle, normal: Recording) -> tuple[Outputs, Int64, int]:
+def of_normal(bundle: Bundle, normal: Recording, hop: int | None = None) -> tuple[Outputs, Int64, int]:
     """What the model says of the windows that a head is fitted to, where they end, and samples from one to the next."""
     manifest = bundle.manifest
-    hop = max(1, min(manifest.hop, len(normal.time_ns) // WINDOWS))
+    hop = hop or max(1, min(manifest.hop, len(normal.time_ns) // WINDOWS))
     windows = cut(normal, manifest.rate_hz, manifest.window, hop, manifest.missing)
     return run_in_slices(bundle.backend, windows.x), windows.end_ns, hop
 

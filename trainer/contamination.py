@@ -1,7 +1,7 @@
 """What faults among the recordings would have cost this bundle, and what trimming gives back.
 
 The head is fitted again to the windows of its own run, as a run hands them to `quantize.pack`, with a share of them replaced by
-faulty ones: once to all of them, once to those that `trainer.trimming` takes for the bulk. The encoder stays that of the
+faulty ones: once to all of them, once to those that `edge.scoring.bulk` takes for the bulk. The encoder stays that of the
 bundle: whether it saw a tenth of faults hardly matters (docs/howto/train.md), and learning it again for each point takes long.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from edge.bundle import Bundle
 from edge.scoring.backends import Outputs, run_in_slices
+from edge.scoring.bulk import bulk
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble, features
 from edge.scoring.inject import inject, usual_spread
@@ -80,8 +81,6 @@ def contaminate(
 
     The same share of both is faulty, as it would be in recordings, and as in a run only the first are trimmed.
     """
-    from trainer.trimming import bulk  # it needs torch, and a report without a run does not
-
     fit, held_back = thinned(fit, MOST), thinned(held_back, MOST)
     calm = middle(material.normal, material.length)
     spread = usual_spread(fit)
