@@ -33,7 +33,7 @@ from edge.sensing.recordings import write_recording
 from quantize.export import export
 from quantize.int8 import quantize_int8
 from quantize.pack import Description, pack
-from quantize.prune import SCORER, Judge, Point, descend, recover
+from quantize.prune import Judge, Point, descend, recover
 from quantize.ranges import representative
 from trainer.checkpoint import load_detector, load_windows
 from trainer.evaluate import buffer_of
@@ -43,7 +43,7 @@ from trainer.recipe import EncoderRecipe, PruneRecipe, Recipe
 from trainer.train import RunInfo, deterministic, train
 
 BATCHES, ROUNDS = (1, 32), 300
-SCORERS = (SCORER, DEFAULT_SCORER)
+SCORERS = ("mahalanobis(features)", DEFAULT_SCORER)
 SMALLER = (24, 16)
 """Widths of the controls that are trained from the start."""
 
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--skab", type=Path, required=True, help="folder of the set")
     parser.add_argument("--every", type=int, default=1, help="judge only every n-th recording")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=6, help="cuts on the way")
+    parser.add_argument("--steps", type=int, default=4, help="cuts on the way")
     parser.add_argument("--recovery-steps", type=int, default=PruneRecipe().recovery_steps)
     parser.add_argument("--out", type=Path, default=Path("bench-out"))
     options = parser.parse_args(arguments)

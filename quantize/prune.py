@@ -11,10 +11,11 @@ normalisation span it. So do D and with it everything outside, and what ships is
 Which goes first: what costs the loss least for the most that it saves. The loss is estimated to first order as by Molchanov et
 al., "Importance Estimation for Neural Network Pruning" (2019), equation 8, with the gate on whatever reads a unit.
 
-Quality is measured without a label, on windows that were held back, in two ways: the pretext's loss, and the AUROC of injected
-faults by `mahalanobis(features)`. The default scorer would not do: it reads nothing that the encoder makes, and by it all of
-the encoder could go. Weights never learn from these windows, but which of a handful of models ships is chosen by them, as int8
-is.
+Quality is measured without a label, on windows that were held back, in two ways: the pretext's loss, which all of encoder and
+decoder have a part in, and the AUROC of injected faults by `mahalanobis(embedding)`. The default scorer would not do: it reads
+nothing that the encoder makes, and by it all of the encoder could go. Nor would `mahalanobis(features)`: levels and residuals
+are among them, and a blind encoder scored higher by it than a trained one. Weights never learn from these windows, but which of
+a handful of models ships is chosen by them, as int8 is.
 """
 
 import contextlib
@@ -55,14 +56,12 @@ from trainer.train import MOST_JUDGED, deterministic, fit, loss_on
 
 NOTCH = 8
 """Channels go in such numbers that a multiple of this is left, and never fewer: int8 kernels work on so many at once."""
-SCORER = "mahalanobis(features)"
-"""What quality is judged by. It reads embedding and residual, so it sees what becomes of encoder and decoder."""
+SCORER = "mahalanobis(embedding)"
+"""What injected faults are told by: it reads what the encoder makes and nothing else."""
 MOST_FITTED = 4096
 """Windows that the scorer of the judge is fitted to."""
 BATCHES = 8
 """That the worth of a unit is estimated on."""
-GENTLER = 1 / 3
-"""Learning rate of the recovery ÷ that of the training: weights that are good already are to move, not to jump."""
 MOST_TURNS = 3
 """Times `steps`, when the clock decides: latency falls slower than MACs do."""
 ROUNDS = 300
@@ -238,14 +237,13 @@ class Pace:
 def recover(
     detector: Detector, recipe: Recipe, windows: Float32, held_back: Float32, steps: int, progress: Report | None = None
 ) -> Detector:
-    """A copy that has learned on for so many steps, from the same tasks."""
+    """A copy that has learned on for so many steps, from the same tasks at the same rate; a third of it recovered less."""
     found = copy.deepcopy(detector)
     if not steps:
         return found
     training = msgspec.structs.replace(
         recipe.training,
         steps=steps,
-        lr=recipe.training.lr * GENTLER,
         patience=0,
         trim=0.0,  # what a run keeps was trimmed when it was trained
         # A run from a machine with a GPU is pruned on one without, too.

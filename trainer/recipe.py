@@ -169,14 +169,14 @@ class PruneRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What is to become less. `latency` is measured, on the machine that quantizes: what ships then depends on its clock."""
     ratio: Annotated[float, Meta(gt=0, lt=1)] = 0.5
     """Share of it that is to be left."""
-    steps: Annotated[int, Meta(ge=1, le=50)] = 5
+    steps: Annotated[int, Meta(ge=1, le=50)] = 3
     """Cuts on the way there; behind each one the encoder recovers and is judged."""
-    recovery_steps: Annotated[int, Meta(ge=0)] = 150
+    recovery_steps: Annotated[int, Meta(ge=0)] = 300
     """Of training, behind each cut."""
     allowed_loss: Annotated[float, Meta(ge=0)] = 0.05
     """Share by which the loss on windows held back may rise. The last model within it ships."""
-    allowed_detection: Annotated[float, Meta(ge=0, le=1)] = 0.02
-    """By how much the AUROC of injected faults may fall."""
+    allowed_detection: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    """By how much the AUROC of injected faults, told by the embedding alone, may fall."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

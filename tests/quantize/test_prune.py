@@ -16,7 +16,7 @@ from torch import nn
 from amiss import main
 from edge.bundle import Bundle
 from edge.errors import ConfigError
-from quantize import Quantized, quantize
+from quantize import quantize
 from quantize.parity import Budget
 from quantize.prune import Group, Judge, Pruning, cut_to, groups, prune, run, without
 from quantize.testing import check_export
@@ -219,16 +219,16 @@ def test_without_any_allowance_nothing_goes(trained: tuple[Detector, Recipe, np.
 
 def test_the_clock_decides_when_latency_is_the_target(trained: tuple[Detector, Recipe, np.ndarray, np.ndarray]) -> None:
     told: list[Step] = []
-    settings = PruneRecipe(target="latency", ratio=0.5, steps=1, recovery_steps=10, **FREELY)  # type: ignore[arg-type]
+    settings = PruneRecipe(target="latency", ratio=0.65, steps=1, recovery_steps=10, **FREELY)  # type: ignore[arg-type]
 
     def slow(detectors: Sequence[Detector]) -> list[float]:
-        """Half of the time does not hang on size."""
+        """Much of the time does not hang on size."""
         sizes = by_size(detectors)
-        return [size + 0.25 * sizes[0] for size in sizes]
+        return [size + sizes[0] for size in sizes]
 
     _, found = prune(*trained, settings, slow, told.append)
-    assert len(found.curve) > 2, "half of the MACs was not enough, and it went on"
-    assert found.after.latency_us <= 0.5 * found.before.latency_us < found.before.latency_us
+    assert len(found.curve) > 2, "what is enough of the MACs is not enough, and it goes on"
+    assert found.after.latency_us <= 0.65 * found.before.latency_us
     assert all(point.loss < point.loss_cut for point in found.curve[1:]), "it recovers"
     assert told[-1].steps == 3
     assert any(step.eta_s for step in told)
@@ -260,7 +260,8 @@ def test_detection_sees_the_encoder(trained: tuple[Detector, Recipe, np.ndarray,
     with torch.no_grad():
         blind.encoder.project.weight.zero_()  # type: ignore[attr-defined]
     judge = Judge(recipe, fit, held_back)
-    assert judge.detection(blind) < judge.detection(detector) - 0.02
+    assert judge.detection(detector) > 0.55
+    assert judge.detection(blind) == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_bundle_of_what_is_left(run: Path, tmp_path: Path) -> None:
@@ -275,7 +276,7 @@ def test_a_bundle_of_what_is_left(run: Path, tmp_path: Path) -> None:
     assert metrics["parameters"] == result.parameters == found.after.parameters < metrics["parameters_trained"]
     assert {"pruned", "cost_of_pruning", "curve"} <= set(result.table())
     assert all("\n" not in line for line in result.lines())
-    assert msgspec.json.decode(msgspec.json.encode(result), type=Quantized) == result
+    assert len(msgspec.to_builtins(result)["pruned"]["curve"]) == 2
     assert (told[0].step, told[0].steps, told[-1].step, told[-1].steps) == (0, 5, 5, 5)
 
 
