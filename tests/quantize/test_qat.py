@@ -13,7 +13,7 @@ from torch import nn
 
 from edge.bundle import Bundle, members_of
 from edge.scoring.backends import open_backend
-from quantize import quantize
+from quantize import quantize, retrain
 from quantize.export import export, fold
 from quantize.int8 import quantize_int8, tensors
 from quantize.parity import Budget, compare
@@ -84,15 +84,14 @@ def set_steps(run: Path, steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def adapted(spoiled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapted, Path, Path]:
-    """What a few steps learned, and its float and int8 file."""
+def adapted(spoiled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Adapted, Path, bytes]:
+    """What a few steps learned, the float file, and the int8 model that `amiss quantize` makes of them."""
     folder = tmp_path_factory.mktemp("adapted")
     detector, info = load_detector(spoiled)
     fit, calibration, _ = load_windows(spoiled)
-    found = adapt(detector, with_steps(info.recipe, 6), fit)
-    export(found.detector, calibration[:16], folder / "float.onnx")
-    quantize_int8(folder / "float.onnx", representative(fit), folder / "int8.onnx", found.ranges)
-    return found, folder / "float.onnx", folder / "int8.onnx"
+    info = msgspec.structs.replace(info, recipe=with_steps(info.recipe, 6))
+    made = retrain(detector, info, fit, calibration, folder, lambda text: None)
+    return adapt(detector, info.recipe, fit), folder / "adapted.onnx", made
 
 
 def test_what_int8_loses_is_regained(spoiled: Path, tmp_path: Path) -> None:
@@ -121,14 +120,14 @@ def test_what_int8_loses_is_regained(spoiled: Path, tmp_path: Path) -> None:
     assert after.rank_correlation > 0.95
 
 
-def test_the_learned_ranges_are_those_of_the_file(adapted: tuple[Adapted, Path, Path], spoiled: Path, tmp_path: Path) -> None:
-    found, float_path, int8_path = adapted
+def test_the_learned_ranges_are_those_of_the_file(adapted: tuple[Adapted, Path, bytes], spoiled: Path, tmp_path: Path) -> None:
+    found, float_path, int8_model = adapted
     names = tensors(onnx.load(str(float_path)).graph)
     assert set(names) == set(found.ranges), "training and file round the same tensors"
 
-    def written(path: Path) -> set[tuple[float, int]]:
+    def written(model: bytes) -> set[tuple[float, int]]:
         """Every scale and zero-point of an activation that a node of the file reads."""
-        graph = onnx.load(str(path)).graph
+        graph = onnx.load_from_string(model).graph
         value = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
         pairs = []
         for node in graph.node:
@@ -138,9 +137,9 @@ def test_the_learned_ranges_are_those_of_the_file(adapted: tuple[Adapted, Path, 
         return {(float(value[scale]), int(value[zero])) for scale, zero in pairs}
 
     learned = {(float(np.float32(scale)), zero) for scale, zero in found.ranges.values()}
-    assert written(int8_path) == learned
+    assert written(int8_model) == learned
     quantize_int8(float_path, representative(load_windows(spoiled)[0]), tmp_path / "without.onnx")
-    assert not written(tmp_path / "without.onnx") & learned, "the control"
+    assert not written((tmp_path / "without.onnx").read_bytes()) & learned, "the control"
 
 
 def test_training_computes_what_int8_computes(
