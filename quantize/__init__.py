@@ -1,23 +1,28 @@
 """A training run → a bundle: export, int8, parity with float, pack.
 
     RUN ──(prune)──▶ ──export──▶ fp32 ONNX ──ranges, int8──▶ int8 ONNX ──parity──▶ the better of the two ──pack──▶ .amiss
+                       └───────────── qat, when int8 is over budget ◀────────┘
 
-Only `prune` and `export` need PyTorch; `ranges`, `int8`, `parity` and `pack` run where nobody trains.
+Only `prune`, `export` and `qat` need PyTorch; `ranges`, `int8`, `compact`, `parity` and `pack` run where nobody trains.
 """
 
 import hashlib
+import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from edge.bundle import Bundle
-from edge.errors import GateError
+from edge.errors import DataError, GateError
+from edge.signal import Float32
 from quantize.parity import Budget, Parity
 
 if TYPE_CHECKING:
     from quantize.prune import Pruning
+    from trainer.model import Detector
     from trainer.progress import Report
     from trainer.recipe import PruneRecipe
     from trainer.train import RunInfo
@@ -82,10 +87,12 @@ def quantize(
     """Write the bundle `out` from the training run `run`, whole or not at all. What is taken away first says `prune`, or, when
     that is `None`, the run's recipe.
 
-    `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. Raises
+    `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. What is
+    over budget is trained to be int8 first, for `qat.steps` of the recipe. Raises
     `NoInputError`, `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
     """
     # Here and not above: the other modules of this package are imported through it, and they do without torch.
+    from quantize.compact import compact
     from quantize.export import export
     from quantize.int8 import quantize_int8
     from quantize.pack import Description, pack
@@ -114,18 +121,33 @@ def quantize(
         float_path, int8_path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         tell(1, "exporting to ONNX")
         exported = export(detector, calibration[:64], float_path)
-        models = {"float32": float_path.read_bytes()}
+        models = {"float32": compact(float_path.read_bytes())}
         tell(2, "choosing int8 ranges")
         measured: Parity | str
+        before = ""
         try:
             quantize_int8(float_path, representative(fit), int8_path)
         except GateError as error:
             measured = str(error)
         else:
-            models["int8"] = int8_path.read_bytes()
+            models["int8"] = compact(int8_path.read_bytes())
             tell(3, "comparing int8 with float")
             measured = compare(models["float32"], models["int8"], fit, calibration, info.recipe.scorer)
-    shipped, reason = choose(measured, precision, budget or Budget())
+            steps, lost = info.recipe.qat.steps, _lost(measured, budget or Budget())
+            if precision != "float32" and steps and lost:
+                try:
+                    trained = retrain(detector, info, fit, calibration, Path(folder), lambda text: tell(3, text))
+                except (DataError, GateError) as error:
+                    before = f"; quantization-aware training came to nothing: {error}"
+                else:
+                    again = compare(models["float32"], trained, fit, calibration, info.recipe.scorer)
+                    still = _lost(again, budget or Budget())
+                    if still:
+                        before = f"; after {steps} steps of quantization-aware training still: {still}"
+                    else:
+                        before = f"; after {steps} steps of quantization-aware training; without them: {lost}"
+                        models["int8"], measured = trained, again
+    shipped, reason = choose(measured, precision, budget or Budget(), before)
     tell(4, "packing")
     about = Description(
         name=name or out.stem,
@@ -161,6 +183,32 @@ def quantize(
     )
 
 
+def retrain(
+    detector: "Detector", info: "RunInfo", fit: Float32, calibration: Float32, folder: Path, tell: Callable[[str], None]
+) -> bytes:
+    """The int8 model of a detector that was trained on to be int8, with the ranges that it learned."""
+    from quantize.compact import compact
+    from quantize.export import export
+    from quantize.int8 import quantize_int8
+    from quantize.qat import adapt
+    from quantize.ranges import representative
+
+    adapted = adapt(
+        detector,
+        info.recipe,
+        fit,
+        lambda step: tell(f"int8 is over budget; quantization-aware training {step.step}/{step.steps}: {step.text}"),
+    )
+    export(adapted.detector, calibration[:64], folder / "adapted.onnx")
+    quantize_int8(folder / "adapted.onnx", representative(fit), folder / "adapted-int8.onnx", adapted.ranges)
+    return compact((folder / "adapted-int8.onnx").read_bytes())
+
+
+def _lost(measured: Parity, budget: Budget) -> str:
+    """What is over budget and can be learned, which speed cannot: and what a clock measured does not go into the bundle."""
+    return "; ".join(measured.failures(msgspec.structs.replace(budget, slower=math.inf)))
+
+
 def _metrics(measured: Parity | str) -> dict[str, float]:
     if isinstance(measured, str):
         return {}
@@ -172,8 +220,10 @@ def _metrics(measured: Parity | str) -> dict[str, float]:
     }
 
 
-def choose(measured: Parity | str, precision: Literal["auto", "int8", "float32"], budget: Budget) -> tuple[str, str]:
-    """Precision to ship, and why. Without an int8 model `measured` is the reason.
+def choose(
+    measured: Parity | str, precision: Literal["auto", "int8", "float32"], budget: Budget, also: str = ""
+) -> tuple[str, str]:
+    """Precision to ship, and why. Without an int8 model `measured` is the reason; `also` is said behind what was measured.
 
     Raises `GateError` when `int8` was asked for and there is none, or it is over budget.
     """
@@ -186,11 +236,11 @@ def choose(measured: Parity | str, precision: Literal["auto", "int8", "float32"]
     if precision == "int8":
         measured.require(budget)
     if failures := measured.failures(budget):
-        return "float32", f"int8 was over budget: {'; '.join(failures)}"
+        return "float32", f"int8 was over budget: {'; '.join(failures)}{also}"
     # Nothing that a clock measured goes into the bundle: the same run is to give the same bytes.
     return "int8", (
         f"{1 - measured.flips:.1%} of {measured.windows} verdicts as in float, {measured.int8_bytes} bytes instead of "
-        f"{measured.float_bytes}"
+        f"{measured.float_bytes}{also}"
     )
 
 

@@ -6,7 +6,7 @@ ranges are collected on have a fault injected.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,13 @@ from quantize.fitting import thinned
 
 COUNT = 512
 BATCH = 64
+
+
+class Range(NamedTuple):
+    """Of an int8 activation: real value = (whole number from 0 to 255 − zero_point) · scale."""
+
+    scale: float
+    zero_point: int
 
 
 def representative(windows: Float32, seed: int = 0, count: int = COUNT) -> Float32:

@@ -47,10 +47,11 @@ class Spectrum(nn.Module):
 
     def forward(self, shape: Tensor) -> Tensor:
         """(B, C, N) → (B, 1 + K, C)"""
-        found = functional.conv2d(shape.unsqueeze(1), self.filters, stride=(1, self.bands))  # (B, 2 K, C, segments)
+        shape = shape.unsqueeze(1)  # (B, 1, C, N)
+        found = functional.conv2d(shape, self.filters, stride=(1, self.bands))  # (B, 2 K, C, segments)
         power = found.square().mean(3)
         bands = power[:, : self.bands] + power[:, self.bands :]  # (B, K, C)
-        energy = torch.cat([shape.square().mean(2).unsqueeze(1), bands], dim=1)
+        energy = torch.cat([shape.square().mean(3), bands], dim=1)
         return (energy + self.FLOOR).log()
 
 

@@ -179,6 +179,14 @@ class PruneRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """By how much the AUROC of injected faults, told by the embedding alone, may fall."""
 
 
+class QatRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Quantization-aware training, which `amiss quantize` tries when int8 without it is over budget."""
+
+    steps: Annotated[int, Meta(ge=0)] = 200
+    """0: never; what is over budget ships in float."""
+    lr: Positive = 1e-3
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of recipe.toml; an empty file is a recipe."""
 
@@ -200,6 +208,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pretext: PretextRecipe = PretextRecipe()
     training: TrainingRecipe = TrainingRecipe()
     prune: PruneRecipe = PruneRecipe()
+    qat: QatRecipe = QatRecipe()
     scorer: str = DEFAULT_SCORER
     """`scorer(view)`, several joined by `+`: see `edge/scoring/ensemble.py`."""
     smoothing: Annotated[float, Meta(ge=0, le=64)] = 1.0

@@ -19,7 +19,8 @@ from trainer.train import train
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     write_recording(folder / "normal.csv", simulate(120, seed=1, rate_hz=50))
-    recipe = apply_overrides(Recipe(), ["training.steps=80", "training.batch=32", "encoder.width=32", "encoder.embedding=8"])
+    small = ["training.steps=80", "training.batch=32", "encoder.width=32", "encoder.embedding=8", "qat.steps=2"]
+    recipe = apply_overrides(Recipe(), small)
     train(recipe, [folder / "normal.csv"], folder / "run")
     return folder / "run"
 

@@ -158,7 +158,7 @@ def test_a_few_microseconds_are_nobodys_loss() -> None:
 
 def test_quantizing_needs_no_torch() -> None:
     code = (
-        "import sys; import quantize.ranges, quantize.int8, quantize.parity, quantize.pack; "
+        "import sys; import quantize.ranges, quantize.int8, quantize.compact, quantize.parity, quantize.pack; "
         "print([m for m in ('torch', 'trainer') if m in sys.modules])"
     )
     answer = subprocess.run(

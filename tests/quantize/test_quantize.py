@@ -47,6 +47,7 @@ def test_the_bundle_opens_and_proves_itself(made: tuple[Path, Quantized, list[St
     m = bundle.manifest
     assert (m.name, m.precision, m.window, m.hop, m.created) == ("pump", "int8", 32, 8, "2026-01-01T00:00:00Z")
     assert bundle.channels == ("vibration_x", "vibration_y", "current", "temperature", "speed")
+    assert "aware" not in m.precision_reason, "it is within budget without"
     assert m.calibration_windows == result.calibration_windows
     assert {"recipe", "run", "checkpoint", "data/normal.csv"} <= set(m.lineage)
     assert [step.step for step in told] == [0, 1, 2, 3, 4, 5]
@@ -111,7 +112,9 @@ def test_over_budget_ships_float_or_nothing(run: Path, tmp_path: Path, monkeypat
     strict = Budget(embedding_error=0.0)
     result = quantize(run, tmp_path / "float.amiss", budget=strict)
     assert result.precision == "float32"
-    assert "embedding error" in Bundle.open(tmp_path / "float.amiss").manifest.precision_reason
+    reason = Bundle.open(tmp_path / "float.amiss").manifest.precision_reason
+    assert "embedding error" in reason
+    assert "after 2 steps of quantization-aware training still: embedding error" in reason
     Bundle.open(tmp_path / "float.amiss").self_test()
     with pytest.raises(GateError, match="embedding error"):
         quantize(run, tmp_path / "none.amiss", precision="int8", budget=strict)
