@@ -7,6 +7,7 @@ Only `prune` and `export` need PyTorch; `ranges`, `int8`, `parity` and `pack` ru
 
 import hashlib
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,10 @@ import msgspec
 
 from edge.bundle import Bundle
 from edge.errors import GateError
+from edge.signal import Float32
+from quantize.emulation import EmulationError, Emulator, find
 from quantize.parity import Budget, Parity
+from quantize.target import Board, Instructions, refusals
 
 if TYPE_CHECKING:
     from quantize.prune import Pruning
@@ -44,20 +48,36 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
     """`None` when there is no int8 model to compare, see `reason`."""
     pruned: "Pruning | None" = None
     """What was taken away before; `None` when nothing was to be."""
+    target: str = ""
+    """The board it was made for; empty: none in particular."""
+    instructions: Instructions | None = None
+    not_counted: str = ""
+    """Why there are none, when there is a target."""
 
     def table(self) -> dict[str, str]:
         """For a person, one line an entry."""
         p, pruned = self.parity, self.pruned.table() if self.pruned else {}
         if p is None:
             size = f"{self.model_bytes / 1000:.0f} kB in float; the bundle {self.bundle_bytes / 1000:.0f} kB"
-            return pruned | {"size": size}
-        return pruned | {
-            "size": f"{p.int8_bytes / 1000:.0f} kB in int8, {p.float_bytes / 1000:.0f} kB in float; "
-            f"the bundle {self.bundle_bytes / 1000:.0f} kB",
-            "latency": f"p50 {p.int8_us:.0f} µs, p99 {p.int8_p99_us:.0f} µs a window in int8; "
-            f"{p.float_us:.0f} and {p.float_p99_us:.0f} µs in float (this machine, one thread)",
-            "int8_equals_float": f"{1 - p.flips:.1%} of {p.windows} verdicts, rank correlation {p.rank_correlation:.4f}",
-        }
+            return self._target() | pruned | {"size": size}
+        return (
+            self._target()
+            | pruned
+            | {
+                "size": f"{p.int8_bytes / 1000:.0f} kB in int8, {p.float_bytes / 1000:.0f} kB in float; "
+                f"the bundle {self.bundle_bytes / 1000:.0f} kB",
+                "latency": f"p50 {p.int8_us:.0f} µs, p99 {p.int8_p99_us:.0f} µs a window in int8; "
+                f"{p.float_us:.0f} and {p.float_p99_us:.0f} µs in float (this machine, one thread)",
+                "int8_equals_float": f"{1 - p.flips:.1%} of {p.windows} verdicts, rank correlation {p.rank_correlation:.4f}",
+            }
+        )
+
+    def _target(self) -> dict[str, str]:
+        if self.instructions is not None:
+            return {"target": f"{self.target}: {self.instructions.lines()} ({self.instructions.processor}, emulated)"}
+        if self.parity is not None and self.target:
+            return {"target": f"{self.target}; time on this machine decided, instructions were not counted: {self.not_counted}"}
+        return {"target": self.target} if self.target else {}
 
     def lines(self) -> list[str]:
         return [
@@ -78,11 +98,14 @@ def quantize(
     name: str | None = None,
     version: str = "1",
     prune: "PruneRecipe | None" = None,
+    target: Board | None = None,
+    arm64: Callable[[], Emulator] = find,
 ) -> Quantized:
     """Write the bundle `out` from the training run `run`, whole or not at all. What is taken away first says `prune`, or, when
     that is `None`, the run's recipe.
 
-    `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. Raises
+    `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. With a
+    `target` int8 must not be slower there, by instructions if `arm64` finds what counts them. Raises
     `NoInputError`, `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
     """
     # Here and not above: the other modules of this package are imported through it, and they do without torch.
@@ -98,6 +121,7 @@ def quantize(
         if progress:
             progress(Step(step, 5, text))
 
+    emulator, not_counted = _emulator(target, arm64)
     tell(0, "reading the run")
     detector, info = load_detector(run)
     fit, calibration, position = load_windows(run)
@@ -118,14 +142,24 @@ def quantize(
         tell(2, "choosing int8 ranges")
         measured: Parity | str
         try:
-            quantize_int8(float_path, representative(fit), int8_path)
+            # What takes fewer instructions there may be slow here; then it is a figure from there that has to say so.
+            activations = target.activations if target is not None and emulator is not None else "unsigned"
+            quantize_int8(float_path, representative(fit), int8_path, activations=activations)
         except GateError as error:
             measured = str(error)
         else:
             models["int8"] = int8_path.read_bytes()
             tell(3, "comparing int8 with float")
             measured = compare(models["float32"], models["int8"], fit, calibration, info.recipe.scorer)
-    shipped, reason = choose(measured, precision, budget or Budget())
+    instructions: Instructions | None = None
+    if target is not None and emulator is not None and "int8" in models:
+        tell(3, f"counting instructions on {target.processor}")
+        try:
+            instructions = _count(emulator, models, fit, target)
+        except EmulationError as error:
+            not_counted = str(error)
+    made_for = None if target is None else (target, instructions or not_counted)
+    shipped, reason = choose(measured, precision, budget or Budget(), made_for)
     tell(4, "packing")
     about = Description(
         name=name or out.stem,
@@ -139,6 +173,7 @@ def quantize(
         smoothing=info.recipe.smoothing_samples,
         precision=shipped,
         precision_reason=reason,
+        target=target.name if target is not None else "",
         lineage=lineage(run, info),
         metrics=_metrics(measured)
         | {"float_bytes": len(models["float32"]), "parameters": parameters}
@@ -158,7 +193,26 @@ def quantize(
         calibration_windows=Bundle.open(out).calibrator.windows,
         parity=None if isinstance(measured, str) else measured,
         pruned=pruned,
+        target=target.name if target is not None else "",
+        instructions=instructions,
+        not_counted=not_counted,
     )
+
+
+def _emulator(target: Board | None, arm64: Callable[[], Emulator]) -> tuple[Emulator | None, str]:
+    """What counts instructions on the target's processor, or why nothing does."""
+    if target is None or target.processor is None:
+        return None, "it is no Arm board" if target else ""
+    try:
+        return arm64(), ""
+    except EmulationError as error:
+        return None, str(error)
+
+
+def _count(emulator: Emulator, models: Mapping[str, bytes], windows: Float32, target: Board) -> Instructions:
+    assert target.processor is not None
+    found = emulator.instructions(models, windows[:1], target.processor)
+    return Instructions(processor=target.processor, float32=found["float32"][1], int8=found["int8"][1])
 
 
 def _metrics(measured: Parity | str) -> dict[str, float]:
@@ -172,8 +226,14 @@ def _metrics(measured: Parity | str) -> dict[str, float]:
     }
 
 
-def choose(measured: Parity | str, precision: Literal["auto", "int8", "float32"], budget: Budget) -> tuple[str, str]:
-    """Precision to ship, and why. Without an int8 model `measured` is the reason.
+def choose(
+    measured: Parity | str,
+    precision: Literal["auto", "int8", "float32"],
+    budget: Budget,
+    made_for: tuple[Board, Instructions | str] | None = None,
+) -> tuple[str, str]:
+    """Precision to ship, and why. Without an int8 model `measured` is the reason. `made_for` is a board and what was counted on
+    its processor, or why nothing was.
 
     Raises `GateError` when `int8` was asked for and there is none, or it is over budget.
     """
@@ -183,6 +243,8 @@ def choose(measured: Parity | str, precision: Literal["auto", "int8", "float32"]
         if precision == "int8":
             raise GateError(f"no int8 model: {measured}")
         return "float32", measured
+    if made_for is not None:
+        return _choose_for(*made_for, measured, precision, budget)
     if precision == "int8":
         measured.require(budget)
     if failures := measured.failures(budget):
@@ -192,6 +254,15 @@ def choose(measured: Parity | str, precision: Literal["auto", "int8", "float32"]
         f"{1 - measured.flips:.1%} of {measured.windows} verdicts as in float, {measured.int8_bytes} bytes instead of "
         f"{measured.float_bytes}"
     )
+
+
+def _choose_for(board: Board, counted: Instructions | str, measured: Parity, precision: str, budget: Budget) -> tuple[str, str]:
+    if failures := refusals(board, measured, counted, budget):
+        if precision == "int8":
+            raise GateError(f"int8 is not for {board.name}: {'; '.join(failures)}")
+        return "float32", f"int8 is not for {board.name}: {'; '.join(failures)}"
+    cost = "instructions were not counted" if isinstance(counted, str) else f"{counted.lines()} on {counted.processor}"
+    return "int8", f"for {board.name}: {1 - measured.flips:.1%} of {measured.windows} verdicts as in float; {cost}"
 
 
 def lineage(run: Path, info: "RunInfo") -> dict[str, str]:

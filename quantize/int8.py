@@ -2,14 +2,14 @@
 
 The encoder's convolutions and the sums between them become int8; in a TCN that is one conversion in, one out. Normalisation,
 attention, pooling, the last projection and the heads of the pretext stay float; a recurrent encoder does altogether.
-Activations are unsigned: on x86 signed ones are slower than float. QOperator, not QDQ: in QDQ form ONNX Runtime quantizes the
-float consumers of a tensor too when another consumer asks for it.
+Activations are unsigned unless a board wants them signed: on x86 signed ones are slower than float. QOperator, not QDQ: in QDQ
+form ONNX Runtime quantizes the float consumers of a tensor too when another consumer asks for it.
 """
 
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 
@@ -27,7 +27,7 @@ RECURRENT = {
 """Why what holds one of these stays float altogether: its convolutions alone would make the file but a fifth smaller."""
 
 
-def quantize_int8(model: Path, windows: Float32, out: Path) -> None:
+def quantize_int8(model: Path, windows: Float32, out: Path, *, activations: Literal["unsigned", "signed"] = "unsigned") -> None:
     """Write `out` with activation ranges from `windows` (B, C, N), see `quantize.ranges.representative`.
 
     Raises `GateError` with the reason when the model is to stay float.
@@ -57,7 +57,7 @@ def quantize_int8(model: Path, windows: Float32, out: Path) -> None:
                 op_types_to_quantize=["Conv", "Add", "Relu"],
                 nodes_to_quantize=nodes,
                 per_channel=True,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8 if activations == "signed" else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
             )
