@@ -7,6 +7,8 @@ Untrained weights: how many instructions a model takes does not depend on them. 
 """
 
 import argparse
+import importlib
+import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -30,6 +32,8 @@ ENCODERS = {
     "transformer 5k": ["encoder.kind=transformer", "encoder.size=5k"],
 }
 VARIANTS = ("float32", "unsigned", "signed")
+"""Of ONNX Runtime."""
+LITERT = ("litert float32", "litert int8")
 FIGURES = Path(__file__).parents[1] / "tests" / "arm64" / "instructions.json"
 
 
@@ -52,23 +56,41 @@ def models(encoder: str) -> dict[str, bytes]:
         return {variant: path.read_bytes() for variant, path in paths.items()}
 
 
+def tflite_models(encoder: str) -> dict[str, bytes]:
+    """LiteRT's; none where nothing is there that writes them."""
+    if not importlib.util.find_spec("quantize.tflite"):
+        return {}
+    tflite = importlib.import_module("quantize.tflite")
+    torch.manual_seed(0)
+    x = windows()
+    detector = Detector(CHANNELS, apply_overrides(Recipe(), ENCODERS[encoder]))
+    detector.fit_normalisation(x)
+    with tempfile.TemporaryDirectory(prefix="amiss-arm64-") as folder:
+        paths = {variant: Path(folder) / f"{variant}.tflite" for variant in LITERT}
+        tflite.export_tflite(detector.eval(), x[:8], paths[LITERT[0]])
+        tflite.quantize_tflite(paths[LITERT[0]], x, paths[LITERT[1]])
+        return {variant: path.read_bytes() for variant, path in paths.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"write {FIGURES.name}")
     write = parser.parse_args().write
     arm64 = prepare()
-    print("| encoder | processor | batch | float, thousand | int8 unsigned | int8 signed |\n" + "|---" * 6 + "|")
+    print("| encoder | processor | batch | float, thousand | int8 unsigned | int8 signed | LiteRT float | LiteRT int8 |")
+    print("|---" * 8 + "|")
     figures = {}
     for encoder in ENCODERS:
-        built = models(encoder)
+        built = models(encoder) | tflite_models(encoder)
         for processor in PROCESSORS:
             counted = arm64.instructions(built, windows(), processor, BATCHES)
             if encoder == GATE:
-                figures[processor] = counted
+                figures[processor] = {variant: counted[variant] for variant in VARIANTS}
             for batch in BATCHES:
                 whole = counted["float32"][batch]
-                parts = [f"{counted[v][batch] / 1000:.0f} ({counted[v][batch] / whole:.2f})" for v in VARIANTS[1:]]
-                print(f"| {encoder} | {processor} | {batch} | {whole / 1000:.0f} | {' | '.join(parts)} |", flush=True)
+                row = [f"{counted[v][batch] / 1000:.0f} ({counted[v][batch] / whole:.2f})" for v in built if v != "float32"]
+                row += ["–"] * (len(VARIANTS) + len(LITERT) - len(built))
+                print(f"| {encoder} | {processor} | {batch} | {whole / 1000:.0f} | {' | '.join(row)} |", flush=True)
     if write:
         FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
 
