@@ -172,8 +172,10 @@ def prepare(folder: Path | None = None) -> Arm64:
 def _system(root: Path) -> None:
     # From the mirror that this machine uses. It is told on stdin, and what mmdebstrap notes of it goes.
     source = f"deb [signed-by={KEYRING}] {_mirror()} {SUITE} main\n"
-    include = f"--include={','.join(SYSTEM)}"
-    _run("mmdebstrap", "--variant=extract", "--architectures=arm64", include, SUITE, root, "-", stdin=source)
+    options = ["--variant=extract", "--architectures=arm64", f"--include={','.join(SYSTEM)}"]
+    if os.geteuid() != 0:
+        options.append("--mode=chrootless")  # it only unpacks; the other modes want rights or packages for nothing
+    _run("mmdebstrap", *options, SUITE, root, "-", stdin=source)
     for entry in root.iterdir():
         if entry.name not in ("usr", "lib"):
             entry.unlink() if entry.is_symlink() or entry.is_file() else shutil.rmtree(entry)
