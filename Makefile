@@ -5,17 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test check bench bench-detect format clean mosquitto chromium
+.PHONY: demo test arm64 check bench bench-detect format clean mosquitto chromium qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compress, run on a serial port, alert over MQTT
 	@$(BIN)/amiss demo
 
 test: $(VENV)/.dev mosquitto chromium  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest
+
+arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
+	@$(BIN)/python -m quantize.emulation
+	@$(BIN)/python -m pytest tests/arm64
 
 check: $(VENV)/.dev  ## style, types, who may import whom
 	@$(BIN)/ruff check .
@@ -62,3 +66,9 @@ mosquitto chromium:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
 	else echo "the tests need $@: sudo apt-get install -y $@" >&2; exit 1; fi
+
+qemu:
+	@command -v qemu-aarch64 >/dev/null && command -v mmdebstrap >/dev/null && command -v cc >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q qemu-user mmdebstrap gcc libc6-dev >/dev/null; \
+	else echo "emulating arm64 needs QEMU: sudo apt-get install -y qemu-user mmdebstrap gcc libc6-dev" >&2; exit 1; fi

@@ -233,22 +233,27 @@ def quantize(
             show_default=False,
         ),
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Board that it is for: pi4, jetson-orin-nano, generic-x86-64 …", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compress a run to int8, prove that its verdicts stay the same, and pack it into a bundle."""
     import msgspec
 
     from quantize import quantize as compress
+    from quantize.target import board
     from trainer import recipe as recipes
     from trainer.progress import progress
 
+    made_for = board(target) if target is not None else None
     less = None
     if prune:
         from trainer.checkpoint import load_info
 
         less = recipes.pruning(prune, load_info(run).recipe.prune)
     with progress("quantize") as report:
-        result = compress(run, out, progress=report, prune=less)
+        result = compress(run, out, progress=report, prune=less, target=made_for)
     _print(msgspec.to_builtins(result), result.lines(), as_json)
 
 
@@ -330,6 +335,7 @@ def inspect(
         f"{m.name} {m.version}, made {m.created}",
         f"  digest       {found.digest}",
         f"  size         {found.size} bytes, model {m.files['model.onnx'].size} bytes, {m.precision} ({m.precision_reason})",
+        *([f"  made for     {m.target}"] if m.target else []),
         f"  channels     {', '.join(c.name + (f' [{c.unit}]' if c.unit else '') for c in m.channels)}",
         f"  window       {m.window} samples every {m.hop} at {m.rate_hz:g} Hz",
         f"  scorer       {m.scorer}, calibrated on {m.calibration_windows} windows, p ≥ {m.calibration_floor:.3g}",

@@ -95,6 +95,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`int8` or `float32`."""
     precision_reason: str
     """Why that one was shipped, with the figures."""
+    target: str = ""
+    """The board it was made for, by the name of its file in `firmware-configs/boards`; empty: none in particular."""
     golden_tolerance: float
     """Largest difference of a golden score, relative to 1 + score, that another machine may have."""
     minimum_agent: str = "0.1.0"

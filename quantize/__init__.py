@@ -9,7 +9,7 @@ Only `prune`, `export` and `qat` need PyTorch; `ranges`, `int8`, `compact`, `par
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +18,9 @@ import msgspec
 from edge.bundle import Bundle
 from edge.errors import DataError, GateError
 from edge.signal import Float32
+from quantize.emulation import EmulationError, Emulator, find
 from quantize.parity import Budget, Parity
+from quantize.target import Board, Instructions, refusals
 
 if TYPE_CHECKING:
     from quantize.prune import Pruning
@@ -49,20 +51,36 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
     """`None` when there is no int8 model to compare, see `reason`."""
     pruned: "Pruning | None" = None
     """What was taken away before; `None` when nothing was to be."""
+    target: str = ""
+    """The board it was made for; empty: none in particular."""
+    instructions: Instructions | None = None
+    not_counted: str = ""
+    """Why there are none, when there is a target."""
 
     def table(self) -> dict[str, str]:
         """For a person, one line an entry."""
         p, pruned = self.parity, self.pruned.table() if self.pruned else {}
         if p is None:
             size = f"{self.model_bytes / 1000:.0f} kB in float; the bundle {self.bundle_bytes / 1000:.0f} kB"
-            return pruned | {"size": size}
-        return pruned | {
-            "size": f"{p.int8_bytes / 1000:.0f} kB in int8, {p.float_bytes / 1000:.0f} kB in float; "
-            f"the bundle {self.bundle_bytes / 1000:.0f} kB",
-            "latency": f"p50 {p.int8_us:.0f} µs, p99 {p.int8_p99_us:.0f} µs a window in int8; "
-            f"{p.float_us:.0f} and {p.float_p99_us:.0f} µs in float (this machine, one thread)",
-            "int8_equals_float": f"{1 - p.flips:.1%} of {p.windows} verdicts, rank correlation {p.rank_correlation:.4f}",
-        }
+            return self._target() | pruned | {"size": size}
+        return (
+            self._target()
+            | pruned
+            | {
+                "size": f"{p.int8_bytes / 1000:.0f} kB in int8, {p.float_bytes / 1000:.0f} kB in float; "
+                f"the bundle {self.bundle_bytes / 1000:.0f} kB",
+                "latency": f"p50 {p.int8_us:.0f} µs, p99 {p.int8_p99_us:.0f} µs a window in int8; "
+                f"{p.float_us:.0f} and {p.float_p99_us:.0f} µs in float (this machine, one thread)",
+                "int8_equals_float": f"{1 - p.flips:.1%} of {p.windows} verdicts, rank correlation {p.rank_correlation:.4f}",
+            }
+        )
+
+    def _target(self) -> dict[str, str]:
+        if self.instructions is not None:
+            return {"target": f"{self.target}: {self.instructions.lines()} ({self.instructions.processor}, emulated)"}
+        if self.parity is not None and self.target:
+            return {"target": f"{self.target}; time on this machine decided, instructions were not counted: {self.not_counted}"}
+        return {"target": self.target} if self.target else {}
 
     def lines(self) -> list[str]:
         return [
@@ -83,12 +101,15 @@ def quantize(
     name: str | None = None,
     version: str = "1",
     prune: "PruneRecipe | None" = None,
+    target: Board | None = None,
+    arm64: Callable[[], Emulator] = find,
 ) -> Quantized:
     """Write the bundle `out` from the training run `run`, whole or not at all. What is taken away first says `prune`, or, when
     that is `None`, the run's recipe.
 
     `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. What is
-    over budget is trained to be int8 first, for `qat.steps` of the recipe. Raises
+    over budget is trained to be int8 first, for `qat.steps` of the recipe. With a `target` int8 must not be slower there, by
+    instructions if `arm64` finds what counts them. Raises
     `NoInputError`, `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
     """
     # Here and not above: the other modules of this package are imported through it, and they do without torch.
@@ -105,6 +126,7 @@ def quantize(
         if progress:
             progress(Step(step, 5, text))
 
+    emulator, not_counted = _emulator(target, arm64)
     tell(0, "reading the run")
     detector, info = load_detector(run)
     fit, calibration, position = load_windows(run)
@@ -126,7 +148,9 @@ def quantize(
         measured: Parity | str
         before = ""
         try:
-            quantize_int8(float_path, representative(fit), int8_path)
+            # What takes fewer instructions there may be slow here; then it is a figure from there that has to say so.
+            activations = target.activations if target is not None and emulator is not None else "unsigned"
+            quantize_int8(float_path, representative(fit), int8_path, activations=activations)
         except GateError as error:
             measured = str(error)
         else:
@@ -147,7 +171,15 @@ def quantize(
                     else:
                         before = f"; after {steps} steps of quantization-aware training; without them: {lost}"
                         models["int8"], measured = trained, again
-    shipped, reason = choose(measured, precision, budget or Budget(), before)
+    instructions: Instructions | None = None
+    if target is not None and emulator is not None and "int8" in models:
+        tell(3, f"counting instructions on {target.processor}")
+        try:
+            instructions = _count(emulator, models, fit, target)
+        except EmulationError as error:
+            not_counted = str(error)
+    made_for = None if target is None else (target, instructions or not_counted)
+    shipped, reason = choose(measured, precision, budget or Budget(), made_for, before)
     tell(4, "packing")
     about = Description(
         name=name or out.stem,
@@ -161,6 +193,7 @@ def quantize(
         smoothing=info.recipe.smoothing_samples,
         precision=shipped,
         precision_reason=reason,
+        target=target.name if target is not None else "",
         lineage=lineage(run, info),
         metrics=_metrics(measured)
         | {"float_bytes": len(models["float32"]), "parameters": parameters}
@@ -180,13 +213,21 @@ def quantize(
         calibration_windows=Bundle.open(out).calibrator.windows,
         parity=None if isinstance(measured, str) else measured,
         pruned=pruned,
+        target=target.name if target is not None else "",
+        instructions=instructions,
+        not_counted=not_counted,
     )
 
 
 def retrain(
-    detector: "Detector", info: "RunInfo", fit: Float32, calibration: Float32, folder: Path, tell: Callable[[str], None]
+    detector: "Detector",
+    info: "RunInfo",
+    fit: Float32,
+    calibration: Float32,
+    folder: Path,
+    tell: Callable[[str], None],
 ) -> bytes:
-    """The int8 model of a detector that was trained on to be int8, with the ranges that it learned."""
+    """The int8 model of a detector that was trained on to be int8, with the ranges that it learned: unsigned, as it learned."""
     from quantize.compact import compact
     from quantize.export import export
     from quantize.int8 import quantize_int8
@@ -209,6 +250,22 @@ def _lost(measured: Parity, budget: Budget) -> str:
     return "; ".join(measured.failures(msgspec.structs.replace(budget, slower=math.inf)))
 
 
+def _emulator(target: Board | None, arm64: Callable[[], Emulator]) -> tuple[Emulator | None, str]:
+    """What counts instructions on the target's processor, or why nothing does."""
+    if target is None or target.processor is None:
+        return None, "it is no Arm board" if target else ""
+    try:
+        return arm64(), ""
+    except EmulationError as error:
+        return None, str(error)
+
+
+def _count(emulator: Emulator, models: Mapping[str, bytes], windows: Float32, target: Board) -> Instructions:
+    assert target.processor is not None
+    found = emulator.instructions(models, windows[:1], target.processor)
+    return Instructions(processor=target.processor, float32=found["float32"][1], int8=found["int8"][1])
+
+
 def _metrics(measured: Parity | str) -> dict[str, float]:
     if isinstance(measured, str):
         return {}
@@ -221,9 +278,14 @@ def _metrics(measured: Parity | str) -> dict[str, float]:
 
 
 def choose(
-    measured: Parity | str, precision: Literal["auto", "int8", "float32"], budget: Budget, also: str = ""
+    measured: Parity | str,
+    precision: Literal["auto", "int8", "float32"],
+    budget: Budget,
+    made_for: tuple[Board, Instructions | str] | None = None,
+    also: str = "",
 ) -> tuple[str, str]:
-    """Precision to ship, and why. Without an int8 model `measured` is the reason; `also` is said behind what was measured.
+    """Precision to ship, and why. Without an int8 model `measured` is the reason. `made_for` is a board and what was counted on
+    its processor, or why nothing was; `also` is said behind what was measured.
 
     Raises `GateError` when `int8` was asked for and there is none, or it is over budget.
     """
@@ -233,6 +295,8 @@ def choose(
         if precision == "int8":
             raise GateError(f"no int8 model: {measured}")
         return "float32", measured
+    if made_for is not None:
+        return _choose_for(*made_for, measured, precision, budget)
     if precision == "int8":
         measured.require(budget)
     if failures := measured.failures(budget):
@@ -242,6 +306,15 @@ def choose(
         f"{1 - measured.flips:.1%} of {measured.windows} verdicts as in float, {measured.int8_bytes} bytes instead of "
         f"{measured.float_bytes}{also}"
     )
+
+
+def _choose_for(board: Board, counted: Instructions | str, measured: Parity, precision: str, budget: Budget) -> tuple[str, str]:
+    if failures := refusals(board, measured, counted, budget):
+        if precision == "int8":
+            raise GateError(f"int8 is not for {board.name}: {'; '.join(failures)}")
+        return "float32", f"int8 is not for {board.name}: {'; '.join(failures)}"
+    cost = "instructions were not counted" if isinstance(counted, str) else f"{counted.lines()} on {counted.processor}"
+    return "int8", f"for {board.name}: {1 - measured.flips:.1%} of {measured.windows} verdicts as in float; {cost}"
 
 
 def lineage(run: Path, info: "RunInfo") -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 The encoder's convolutions and the sums between them become int8; in a TCN that is one conversion in, one out. Normalisation,
 attention, pooling, the last projection and the heads of the pretext stay float; a recurrent encoder does altogether.
-Activations are unsigned: on x86 signed ones are slower than float. QOperator, not QDQ: it is a fifth smaller
-and says the same (docs/adr/0009-int8.md).
+Activations are unsigned unless a board wants them signed: on x86 signed ones are slower than float. QOperator, not QDQ: it is a
+fifth smaller and says the same (docs/adr/0009-int8.md).
 """
 
 import logging
@@ -36,6 +36,7 @@ def quantize_int8(
     ranges: Mapping[str, Range] | None = None,
     *,
     form: Literal["QOperator", "QDQ"] = "QOperator",
+    activations: Literal["unsigned", "signed"] = "unsigned",
 ) -> None:
     """Write `out` with activation ranges from `windows` (B, C, N), see `quantize.ranges.representative`.
 
@@ -68,7 +69,7 @@ def quantize_int8(
                 op_types_to_quantize=["Conv", "Add", "Relu"],
                 nodes_to_quantize=nodes,
                 per_channel=True,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8 if activations == "signed" else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
                 extra_options={"TensorQuantOverrides": _overrides(graph, ranges or {})},

@@ -45,6 +45,7 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """Samples from the oldest to the newest of the windows whose scores are averaged."""
     precision: str
     precision_reason: str
+    target: str = ""
     lineage: dict[str, str] = {}
     metrics: dict[str, float] = {}
 
@@ -81,6 +82,7 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, position: 
         calibration_floor=calibrator.floor,
         precision=about.precision,
         precision_reason=about.precision_reason,
+        target=about.target,
         golden_tolerance=TOLERANCE[about.precision],
         lineage=about.lineage,
         metrics=about.metrics,

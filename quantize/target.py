@@ -7,6 +7,7 @@ of the files in a wheel. What float and int8 cost is counted in instructions on 
 
 import difflib
 import importlib.resources
+import math
 import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from msgspec import Meta
 
 from edge.config import refuse_unknown_keys
 from edge.errors import ConfigError, UsageError
+from quantize.parity import Budget, Parity
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
 
@@ -49,8 +51,10 @@ class Instructions(msgspec.Struct, frozen=True, kw_only=True):
 
     processor: str
     float32: int
-    int8: int | None
-    """`None` when there is no int8 model."""
+    int8: int
+
+    def lines(self) -> str:
+        return f"{thousands(self.int8)} thousand instructions a window in int8, {thousands(self.float32)} in float"
 
 
 def parse(data: Any, name: str) -> Board:
@@ -97,3 +101,23 @@ def board(name: str, known: Mapping[str, Board] | None = None) -> Board:
     near = difflib.get_close_matches(name.lower(), names, n=1)
     hint = f"did you mean `{near[0]}`? " if near else ""
     raise UsageError(f"unknown target {name!r}; {hint}known: {', '.join(known)}")
+
+
+def refusals(board: Board, measured: Parity, counted: Instructions | str, budget: Budget) -> list[str]:
+    """Why int8 is not to be shipped for this board, one phrase each; empty: it may be.
+
+    `counted` is a text when nothing was: then what the clock said here decides. No phrase names what a clock measured, so that
+    the same run gives the same bundle.
+    """
+    found = measured.failures(msgspec.structs.replace(budget, flips=board.flips, slower=math.inf))
+    if isinstance(counted, str):
+        if measured.int8_us > measured.float_us * budget.slower:
+            found.append("it is slower than float on the machine that built it")
+    elif counted.int8 > counted.float32:
+        found.append(f"{counted.lines()} on {counted.processor}")
+    return found
+
+
+def thousands(instructions: int) -> str:
+    """Two digits: the third is not the same in each count."""
+    return f"{float(f'{instructions / 1000:.2g}'):g}"
