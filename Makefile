@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test check bench bench-detect format clean mosquitto chromium
+.PHONY: demo test soak check bench bench-detect format clean mosquitto chromium
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -16,6 +16,9 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 
 test: $(VENV)/.dev mosquitto chromium  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest
+
+soak: $(VENV)/.dev  ## what only shows after very many samples; takes minutes
+	@$(BIN)/python -m pytest -m soak
 
 check: $(VENV)/.dev  ## style, types, who may import whom
 	@$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
     RUN ──(prune)──▶ ──export──▶ fp32 ONNX ──ranges, int8──▶ int8 ONNX ──parity──▶ the better of the two ──pack──▶ .amiss
                        └───────────── qat, when int8 is over budget ◀────────┘
+                                                                                           └── stream, if it is causal ──┘
 
 Only `prune`, `export` and `qat` need PyTorch; `ranges`, `int8`, `compact`, `parity` and `pack` run where nobody trains.
 """
@@ -98,6 +99,7 @@ def quantize(
     from quantize.pack import Description, pack
     from quantize.parity import compare
     from quantize.ranges import representative
+    from quantize.stream import export_stream
     from trainer.checkpoint import load_detector, load_windows
     from trainer.progress import Step
 
@@ -147,8 +149,13 @@ def quantize(
                     else:
                         before = f"; after {steps} steps of quantization-aware training; without them: {lost}"
                         models["int8"], measured = trained, again
-    shipped, reason = choose(measured, precision, budget or Budget(), before)
-    tell(4, "packing")
+        shipped, reason = choose(measured, precision, budget or Budget(), before)
+        tell(4, "packing")
+        stream, stream_hop = None, 0
+        if detector.causal:
+            stream_path = Path(folder) / "stream.onnx"
+            stream_hop = export_stream(detector, models[shipped], calibration[:8], stream_path).hop
+            stream = stream_path.read_bytes()
     about = Description(
         name=name or out.stem,
         version=version,
@@ -159,6 +166,7 @@ def quantize(
         missing=info.missing,
         scorer=info.recipe.scorer,
         smoothing=info.recipe.smoothing_samples,
+        stream_hop=stream_hop,
         precision=shipped,
         precision_reason=reason,
         lineage=lineage(run, info),
@@ -166,7 +174,7 @@ def quantize(
         | {"float_bytes": len(models["float32"]), "parameters": parameters}
         | (pruned.metrics() if pruned else {}),
     )
-    digest = pack(out, models[shipped], fit, calibration, position, about)
+    digest = pack(out, models[shipped], fit, calibration, position, about, stream=stream)
     tell(5, "done")
     return Quantized(
         bundle=str(out),
