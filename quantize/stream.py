@@ -125,11 +125,13 @@ def stream_graph(detector: Detector, windowed: Any, window: int) -> Any:
     # all segments of a window.
     bands = detector.spectrum.bands
     segments = window // bands - 1
-    pairs = detector.spectrum.filters.numpy(force=True).reshape(2, bands, 2 * bands).swapaxes(0, 1)
-    put.cut("buffer", window - 2 * bands + 1, None, 2, to="heard")
+    pairs = detector.spectrum.filters.numpy(force=True).reshape(2, bands, -1).swapaxes(0, 1)
+    put.cut("buffer", window - 2 * bands + 2, None, 2, to="later")
+    put.cut("buffer", window - 2 * bands + 1, -1, 2, to="earlier")
+    put.node("Sub", "later", "earlier", to="heard")
     put.node("Unsqueeze", "heard", put.axes(1), to="heard_by_filters")
     put.node(
-        "Conv", "heard_by_filters", put.number("filters", pairs.reshape(-1, 1, 1, 2 * bands)), to="found"
+        "Conv", "heard_by_filters", put.number("filters", pairs.reshape(2 * bands, 1, 1, -1)), to="found"
     )  # (1, 2 K, C, n)
     put.node("Mul", "found", "found", to="power")
     put.carry("power", (1, 2 * bands, channels, (segments - 1) * bands), to="powers")
@@ -281,9 +283,6 @@ class _Graph:
 
 def _path(graph: Any, prefix: str) -> list[Any]:
     """The nodes from the first to the last whose weights are called so, one behind the other."""
-    following: dict[str, list[Any]] = {}
-    for node in graph.node:
-        following.setdefault(node.input[0], []).append(node)
     named = [node for node in graph.node if "Conv" in node.op_type and _weight(node).startswith(prefix)]
     before = {node.output[0]: node for node in graph.node}
     node, found = named[-1], [named[-1]]

@@ -45,8 +45,10 @@ class Spectrum(nn.Module):
         hann = 0.5 - 0.5 * torch.cos(2 * torch.pi * time / taps)
         angle = 2 * torch.pi * torch.arange(1, self.bands + 1, dtype=torch.float64)[:, None] * time / taps
         filters = torch.cat([angle.cos(), angle.sin()]) * hann / hann.square().sum().sqrt()  # (2 K, taps)
-        if causal:  # the lowest of them would hear the level, which a stream cannot take away from a window
-            filters -= filters.mean(1, keepdim=True)
+        if causal:
+            # The lowest of them would hear the level, which a stream cannot take away from a window. Summed up, they hear the
+            # steps from sample to sample alone: however far the level is, float32 has all of its digits for those.
+            filters = (filters.mean(1, keepdim=True) - filters).cumsum(1)[:, :-1]  # (2 K, taps − 1)
         self.register_buffer("filters", filters[:, None, None, :].float(), persistent=False)
 
     def forward(self, shape: Tensor, unit: Tensor | None = None) -> Tensor:
@@ -172,7 +174,7 @@ class Detector(nn.Module):
         level, x = self.normalise(window)
         encoded = encoder.inside(x)  # (B, D, T')
         residual = self.pretext.residual(x[:, :, -encoded.shape[2] * encoder.stride :], encoded)
-        spectrum = self.spectrum(scaled * self.spreads()[1])
+        spectrum = self.spectrum(scaled, self.spreads()[1])
         return embed(encoded), residual, level, spectrum, newest(scaled, TRACE_STEPS), newest(encoded, MAP_STEPS)
 
     def whole(self, window: Tensor) -> tuple[Tensor, ...]:
