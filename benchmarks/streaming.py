@@ -6,7 +6,7 @@
 Samples arrive 32 at a time. Measured is what the model costs from the windows that a chunk completes to their outputs, on one
 thread, overhead of the runtime and of Python included; cutting and scoring are the same for both. Weights are untrained, on
 which speed does not depend. Instructions are counted by callgrind, whose processor knows AVX2 and nothing newer; they are the
-same on a busy machine as on an idle one. Times are medians of rounds in which all variants take turns.
+same on a busy machine as on an idle one. Times are of the processor, medians of rounds in which all variants take turns.
 """
 
 import argparse
@@ -99,9 +99,9 @@ def timed(folder: Path) -> dict[Key, float]:
     for _ in range(ROUNDS):
         for key, run in runs.items():
             run()  # so that what is measured finds its own weights in the cache
-            started = time.perf_counter_ns()
+            started = time.process_time_ns()
             run()
-            taken[key].append(time.perf_counter_ns() - started)
+            taken[key].append(time.process_time_ns() - started)
     return {key: float(np.median(values)) / 1000 / CHUNK for key, values in taken.items()}
 
 

@@ -31,9 +31,9 @@ from trainer.model import CLIP, LEVEL_CLIP, MAP_STEPS, TRACE_STEPS, Detector, Sp
 
 TOLERANCE = 1e-4
 """Largest difference between an output of the stream and of the window, relative to 1 + its size."""
-DEARER = 3.0
-"""A multiplication in a stream, compared with one in a window: calls are short, and there is state to carry. Measured, see
-docs/compression.md."""
+DEARER, GATHERED = 3.5, 40
+"""What a multiplication in a stream costs, calls being short and state to be carried, and what a value of a step that a window
+gathers: in multiplications of the windowed graph, fitted to the counts in docs/compression.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,9 @@ def export_stream(detector: Detector, model: bytes, windows: Float32, out: Path)
     difference = _difference(model, out.read_bytes(), windows)
     if not difference <= TOLERANCE:
         raise GateError(f"the stream differs from the window by {difference:.2g}, {TOLERANCE:g} is allowed")
-    cheaper = multiplications(windowed) / multiplications(stream) / DEARER
+    sizes = {entry.key: int(entry.value) for entry in stream.metadata_props}
+    gathered = sizes["steps"] * (detector.encoder.dimension + windows.shape[1])
+    cheaper = multiplications(windowed) / (DEARER * multiplications(stream) + GATHERED * gathered)
     return Streamed(out.stat().st_size, difference, max(1, min(windows.shape[2] - 1, int(cheaper))))
 
 
