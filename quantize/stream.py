@@ -31,9 +31,10 @@ from trainer.model import CLIP, LEVEL_CLIP, MAP_STEPS, TRACE_STEPS, Detector, Sp
 
 TOLERANCE = 1e-4
 """Largest difference between an output of the stream and of the window, relative to 1 + its size."""
-DEARER, GATHERED = 3.5, 40
+DEARER, GATHERED = 7.0, 300
 """What a multiplication in a stream costs, calls being short and state to be carried, and what a value of a step that a window
-gathers: in multiplications of the windowed graph, fitted to the counts in docs/compression.md."""
+gathers: in multiplications of the windowed graph, fitted to times on x86 with AVX-512, where streams gain least
+(docs/compression.md)."""
 
 
 @dataclass(frozen=True, slots=True)

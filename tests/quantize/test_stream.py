@@ -164,11 +164,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_pipeline_with_state_has_the_same_verdicts(bundle: Path, tmp_path: Path) -> None:
-    opened = Bundle.open(bundle)
-    assert opened.stream is not None
-    assert opened.manifest.stream_hop >= 2
-    opened.self_test()
+    made = Bundle.open(bundle).manifest
+    assert made.stream_hop >= 1
     members = members_of(bundle)
+    write_bundle(tmp_path / "streamed.amiss", msgspec.structs.replace(made, stream_hop=8), members)
+    opened = Bundle.open(tmp_path / "streamed.amiss")
+    assert opened.stream is not None
+    opened.self_test()
     del members["stream.onnx"]
     write_bundle(tmp_path / "windowed.amiss", msgspec.structs.replace(opened.manifest, stream_hop=0), members)
     plain = Bundle.open(tmp_path / "windowed.amiss")
