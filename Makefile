@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 check bench bench-detect format clean mosquitto chromium qemu
+.PHONY: demo test arm64 soak check bench bench-detect format clean mosquitto chromium qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -20,6 +20,9 @@ test: $(VENV)/.dev mosquitto chromium  ## the whole test suite, against a real M
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
+
+soak: $(VENV)/.dev  ## what only shows after very many samples; takes minutes
+	@$(BIN)/python -m pytest -m soak
 
 check: $(VENV)/.dev  ## style, types, who may import whom
 	@$(BIN)/ruff check .

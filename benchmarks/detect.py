@@ -163,6 +163,7 @@ def commissioned(bundle: Bundle, normal: Recording, hop: int | None = None) -> B
         head.explainer,
         bundle.golden,
         bundle.size,
+        bundle.stream,
     )
 
 

@@ -2,6 +2,7 @@
 
     manifest.json   everything about it, and the SHA-256 of every other member
     model.onnx      raw windows (B, C, N) → embedding (B, D), residual and level (B, C); normalises inside
+    stream.onnx     not in every bundle: the same for new samples alone, with state (`edge.scoring.streaming`)
     head.npz        scorer, calibrator and explainer as plain arrays
     golden.npz      windows and the outputs that the build machine got for them
     README.md       model card
@@ -11,7 +12,7 @@ Rules, in order; the first that does not hold raises `BundleError` and nothing l
 
 1. the file is no larger than `MAX_BYTES`, and only known members are in it, each once, stored, within its own limit;
 2. the manifest is of a known schema and asks for no newer agent than this one;
-3. every member has the size and the SHA-256 that the manifest names, and no member is missing;
+3. every member has the size and the SHA-256 that the manifest names, and none is missing but an optional one;
 4. only then is any of them parsed: arrays without pickle, then the model;
 5. `self_test`: this machine computes from the golden windows what the build machine did.
 
@@ -40,8 +41,9 @@ from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble, parse
 from edge.scoring.explain import Explainer
 from edge.scoring.smoothing import Smoother
+from edge.scoring.streaming import StreamGraph, open_stream
 from edge.sensing.windows import MissingPolicy, Windower
-from edge.signal import Float32
+from edge.signal import Float32, Windows
 
 SCHEMA = 1
 AGENT_VERSION = (0, 1, 0)
@@ -50,6 +52,7 @@ MEBIBYTE = 1 << 20
 MEMBERS = {
     "manifest.json": 1 * MEBIBYTE,
     "model.onnx": 64 * MEBIBYTE,
+    "stream.onnx": 64 * MEBIBYTE,
     "head.npz": 64 * MEBIBYTE,
     "golden.npz": 16 * MEBIBYTE,
     "README.md": 1 * MEBIBYTE,
@@ -57,6 +60,7 @@ MEMBERS = {
 }
 """Every member there may be, and the most bytes it may have: far above any model that suits a small board, far below what
 would fill its memory."""
+OPTIONAL = frozenset({"stream.onnx"})
 MAX_BYTES = sum(MEMBERS.values())
 
 
@@ -88,6 +92,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """As `edge.scoring.ensemble.parse` reads it."""
     smoothing: int = 0
     """Samples from the oldest to the newest of the windows whose scores are averaged; 0: each stands for itself."""
+    stream_hop: int = 0
+    """Samples. Up to this hop `stream.onnx` is taken to be cheaper and runs in place of `model.onnx`; 0: there is none."""
     calibration_windows: int
     calibration_floor: float
     """The smallest p-value that this bundle can give."""
@@ -138,10 +144,11 @@ class Bundle:
         explainer: Explainer,
         golden: Golden,
         size: int,
+        stream: StreamGraph | None = None,
     ) -> None:
         self.manifest, self.digest, self.size = manifest, digest, size
         self.backend, self.scorer, self.calibrator, self.explainer = backend, scorer, calibrator, explainer
-        self.golden = golden
+        self.golden, self.stream = golden, stream
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -154,12 +161,16 @@ class Bundle:
             calibrator = Calibrator(_part(head, "calibrator.")["scores"])
             explainer = Explainer(**_part(head, "explain."))
             backend = open_backend(members["model.onnx"])
+            stream = open_stream(members["stream.onnx"]) if "stream.onnx" in members else None
+            if stream and stream.window != manifest.window:
+                raise BundleError(f"stream.onnx is for windows of {stream.window} samples, the manifest says {manifest.window}")
             proof = Golden(golden["x"], Outputs(*(golden[name] for name in OUTPUTS)), golden["score"])
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"{path}: an array is missing or of the wrong kind: {error}") from None
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from None
-        return cls(manifest, hashlib.sha256(data).hexdigest(), backend, scorer, calibrator, explainer, proof, len(data))
+        digest = hashlib.sha256(data).hexdigest()
+        return cls(manifest, digest, backend, scorer, calibrator, explainer, proof, len(data), stream)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -167,9 +178,13 @@ class Bundle:
 
     def self_test(self) -> SelfTest:
         """Replay the golden windows; raises `BundleError` when this machine computes something else."""
-        outputs = run_in_slices(self.backend, self.golden.x)
-        score = self.scorer.score(outputs)
-        worst = float(np.max(np.abs(score - self.golden.score) / (1 + np.abs(self.golden.score)), initial=0.0))
+        x, wanted = self.golden.x, self.golden.score
+        found = [run_in_slices(self.backend, x)]
+        if self.stream:
+            nowhere = np.zeros(len(x), np.int64)
+            found.append(self.stream.start(1).run(Windows(nowhere, nowhere, x, fresh=np.ones(len(x), bool))))
+        scores = [self.scorer.score(outputs) for outputs in found]
+        worst = max(float(np.max(np.abs(score - wanted) / (1 + np.abs(wanted)), initial=0.0)) for score in scores)
         if not worst <= self.manifest.golden_tolerance:
             raise BundleError(
                 f"self-test failed: this machine's scores differ from the build machine's by {worst:.2g}, "
@@ -200,6 +215,7 @@ class Bundle:
             self.smoother(hop, smooth=smooth),
             channels=self.channels,
             model=self.digest,
+            stream=self.stream.start(hop) if self.stream and hop <= manifest.stream_hop else None,
         )
 
 
@@ -214,14 +230,16 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -
     `members` holds everything but the manifest, whose `files` are filled in here. The same input gives the same bytes.
     Raises `CannotCreateError`; ValueError for members that no reader would accept.
     """
-    if set(members) != set(MEMBERS) - {"manifest.json"} or any(len(data) > MEMBERS[name] for name, data in members.items()):
+    if set(members) | OPTIONAL != set(MEMBERS) - {"manifest.json"} or any(
+        len(data) > MEMBERS[name] for name, data in members.items()
+    ):
         raise ValueError(f"not the members of a bundle: { {name: len(data) for name, data in members.items()} }")
     files = {name: FileSpec(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(members.items())}
     manifest = msgspec.structs.replace(manifest, files=files)
     everything = {"manifest.json": msgspec.json.format(msgspec.json.encode(manifest), indent=2), **members}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in MEMBERS:
+        for name in (name for name in MEMBERS if name in everything):
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), everything[name])
     with at_once(path) as draft:
         draft.write_bytes(buffer.getvalue())
@@ -265,7 +283,7 @@ def verify(data: bytes) -> tuple[Manifest, dict[str, bytes]]:
                     raise BundleError(f"{entry.filename} has {entry.file_size} bytes; {MEMBERS[entry.filename]} is the limit")
             if len(set(names)) != len(names):
                 raise BundleError("a member appears twice")
-            if missing := set(MEMBERS) - set(names):
+            if missing := set(MEMBERS) - OPTIONAL - set(names):
                 raise BundleError(f"{', '.join(sorted(missing))} is missing")
             members = {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:

@@ -17,6 +17,7 @@ from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.explain import Explainer
 from edge.scoring.smoothing import Smoother
+from edge.scoring.streaming import Stream
 from edge.sensing.windows import Windower
 from edge.signal import Bool, Float32, Float64, Gap, Int64, Samples
 
@@ -57,10 +58,12 @@ class Pipeline:
         *,
         channels: tuple[str, ...],
         model: str = "",
+        stream: Stream | None = None,
     ) -> None:
+        """With `stream`, whose hop is the windower's, new samples go through it and not whole windows through `backend`."""
         self.channels, self.policy, self.windower = channels, policy, windower
         self._backend, self._scorer, self._calibrator, self._explainer = backend, scorer, calibrator, explainer
-        self._model = model
+        self._model, self._stream = model, stream
         self._hop_ns = round(windower.hop * windower.period_ns)
         self._smoother = smoother
         self.alarm = Alarm(policy, channels, self._hop_ns, model)
@@ -80,7 +83,7 @@ class Pipeline:
             none = np.empty(0, np.int64)
             shares = np.empty((0, len(self.channels)), np.float32)
             return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, np.empty(0, bool), tuple(events))
-        outputs = run_in_slices(self._backend, windows.x)
+        outputs = self._stream.run(windows) if self._stream else run_in_slices(self._backend, windows.x)
         score, seen = self._smoother.feed(windows.end_ns, self._scorer.score(outputs))
         p_value = self._calibrator.p_value(score)
         shares = self._explainer.shares(outputs)

@@ -57,6 +57,8 @@ class Windows:
     """(B,) time of the last sample."""
     x: Float32
     """(B, C, N), finite, read-only."""
+    fresh: Bool
+    """(B,) first behind a start or a gap; every other one begins a hop behind the one before it."""
     gaps: tuple[Gap, ...] = ()
     """What was lost before, between or after them, oldest first."""
 

@@ -2,6 +2,7 @@
 
     RUN ──(prune)──▶ ──export──▶ fp32 ONNX ──ranges, int8──▶ int8 ONNX ──parity──▶ the better of the two ──pack──▶ .amiss
                        └───────────── qat, when int8 is over budget ◀────────┘
+                                                                                           └── stream, if it is causal ──┘
 
 Only `prune`, `export` and `qat` need PyTorch; `ranges`, `int8`, `compact`, `parity` and `pack` run where nobody trains.
 """
@@ -119,6 +120,7 @@ def quantize(
     from quantize.pack import Description, pack
     from quantize.parity import compare
     from quantize.ranges import representative
+    from quantize.stream import export_stream
     from trainer.checkpoint import load_detector, load_windows
     from trainer.progress import Step
 
@@ -154,11 +156,12 @@ def quantize(
         except GateError as error:
             measured = str(error)
         else:
-            models["int8"] = compact(int8_path.read_bytes())
+            # A stream is made of nodes that still have their names, and is to equal what ships to the last digit.
+            models["int8"] = int8_path.read_bytes() if detector.causal else compact(int8_path.read_bytes())
             tell(3, "comparing int8 with float")
             measured = compare(models["float32"], models["int8"], fit, calibration, info.recipe.scorer)
             steps, lost = info.recipe.qat.steps, _lost(measured, budget or Budget())
-            if precision != "float32" and steps and lost:
+            if precision != "float32" and steps and lost and not detector.causal:
                 try:
                     trained = retrain(detector, info, fit, calibration, Path(folder), lambda text: tell(3, text))
                 except (DataError, GateError) as error:
@@ -171,16 +174,21 @@ def quantize(
                     else:
                         before = f"; after {steps} steps of quantization-aware training; without them: {lost}"
                         models["int8"], measured = trained, again
-    instructions: Instructions | None = None
-    if target is not None and emulator is not None and "int8" in models:
-        tell(3, f"counting instructions on {target.processor}")
-        try:
-            instructions = _count(emulator, models, fit, target)
-        except EmulationError as error:
-            not_counted = str(error)
-    made_for = None if target is None else (target, instructions or not_counted)
-    shipped, reason = choose(measured, precision, budget or Budget(), made_for, before)
-    tell(4, "packing")
+        instructions: Instructions | None = None
+        if target is not None and emulator is not None and "int8" in models:
+            tell(3, f"counting instructions on {target.processor}")
+            try:
+                instructions = _count(emulator, models, fit, target)
+            except EmulationError as error:
+                not_counted = str(error)
+        made_for = None if target is None else (target, instructions or not_counted)
+        shipped, reason = choose(measured, precision, budget or Budget(), made_for, before)
+        tell(4, "packing")
+        stream, stream_hop = None, 0
+        if detector.causal:
+            stream_path = Path(folder) / "stream.onnx"
+            stream_hop = export_stream(detector, models[shipped], calibration[:8], stream_path).hop
+            stream = stream_path.read_bytes()
     about = Description(
         name=name or out.stem,
         version=version,
@@ -191,6 +199,7 @@ def quantize(
         missing=info.missing,
         scorer=info.recipe.scorer,
         smoothing=info.recipe.smoothing_samples,
+        stream_hop=stream_hop,
         precision=shipped,
         precision_reason=reason,
         target=target.name if target is not None else "",
@@ -199,7 +208,7 @@ def quantize(
         | {"float_bytes": len(models["float32"]), "parameters": parameters}
         | (pruned.metrics() if pruned else {}),
     )
-    digest = pack(out, models[shipped], fit, calibration, position, about)
+    digest = pack(out, models[shipped], fit, calibration, position, about, stream=stream)
     tell(5, "done")
     return Quantized(
         bundle=str(out),

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from edge.errors import GateError
 from edge.scoring.backends import OUTPUTS, open_backend
 from edge.signal import Float32
+from trainer.encoders.tcn import Block
 from trainer.model import Detector
 
 TOLERANCE = 1e-4
@@ -67,7 +69,10 @@ def export(detector: Detector, windows: Float32, out: Path) -> Exported:
 
 
 def fold(detector: Detector) -> Detector:
-    """A copy in evaluation mode in which every BatchNorm behind a convolution has become part of it."""
+    """A copy in evaluation mode in which every BatchNorm behind a convolution has become part of it.
+
+    So has the shortcut around a causal convolution: it is one more tap's worth of the newest sample, and costs no sum.
+    """
     folded = copy.deepcopy(detector).eval()
     for module in folded.modules():
         if isinstance(module, nn.Sequential):
@@ -75,6 +80,12 @@ def fold(detector: Detector) -> Detector:
                 convolution, norm = module[at], module[at + 1]
                 if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     module[at], module[at + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+    for module in folded.modules():
+        if isinstance(module, Block) and module.shortcut and folded.causal:
+            weight = cast(nn.Conv2d, module.convolution[0]).weight  # (W, W, 1, taps)
+            with torch.no_grad():
+                weight[:, :, 0, -1] += torch.eye(len(weight))
+            module.shortcut = False
     return folded
 
 

@@ -43,6 +43,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     scorer: str
     smoothing: int = 0
     """Samples from the oldest to the newest of the windows whose scores are averaged."""
+    stream_hop: int = 0
+    """Up to which the stateful model is the cheaper one; 0 without one."""
     precision: str
     precision_reason: str
     target: str = ""
@@ -50,8 +52,17 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float] = {}
 
 
-def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, position: Int64, about: Description) -> str:
-    """Write the bundle `out`, whole or not at all; returns its digest.
+def pack(
+    out: Path,
+    model: bytes,
+    fit: Float32,
+    calibration: Float32,
+    position: Int64,
+    about: Description,
+    *,
+    stream: bytes | None = None,
+) -> str:
+    """Write the bundle `out`, whole or not at all; returns its digest. `stream` is the stateful twin of `model`.
 
     `fit` and `calibration` are normal windows (n, C, N); the encoder learned from the first and never saw the second.
     `position` (m,) is where those of the second stand, in samples; a jump is a gap.
@@ -78,6 +89,7 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, position: 
         missing=about.missing,
         scorer=about.scorer,
         smoothing=about.smoothing,
+        stream_hop=about.stream_hop,
         calibration_windows=calibrator.windows,
         calibration_floor=calibrator.floor,
         precision=about.precision,
@@ -94,6 +106,8 @@ def pack(out: Path, model: bytes, fit: Float32, calibration: Float32, position: 
         "README.md": _card(manifest).encode(),
         "bom.cdx.json": _bill_of_materials(manifest).encode(),
     }
+    if stream is not None:
+        members["stream.onnx"] = stream
     return write_bundle(out, manifest, members)
 
 

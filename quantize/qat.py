@@ -117,6 +117,7 @@ class Rounding(nn.Module):
         """Ranges begin as the smallest and largest values on `batches` of (B, C, N), as without training."""
         super().__init__()
         self.encoder, self.dimension, self.stride = encoder, encoder.dimension, encoder.stride
+        self.causal = encoder.causal
         self.weights = {
             id(module.weight): f"encoder.{name}.weight"
             for name, module in cast(nn.Module, encoder).named_modules()

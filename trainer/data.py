@@ -130,6 +130,7 @@ def cut(recording: Recording, rate_hz: float, window: int, hop: int, missing: Mi
         np.concatenate([part.start_ns for part in parts]),
         np.concatenate([part.end_ns for part in parts]),
         np.concatenate([part.x for part in parts]),
+        np.concatenate([part.fresh for part in parts]),
         tuple(gap for part in parts for gap in part.gaps),
     )
 

@@ -98,6 +98,7 @@ class Shared(nn.Module):
     def __init__(self, encoder: "Encoder") -> None:
         super().__init__()
         self.encoder, self.dimension, self.stride = encoder, encoder.dimension, encoder.stride
+        self.causal = encoder.causal
 
     def forward(self, x: Tensor) -> Tensor:
         count, rank = processes(), dist.get_rank()

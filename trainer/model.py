@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.encoders import ENCODERS, Encoder
+from trainer.encoders.tcn import Tcn
 from trainer.pretexts import Pretext
 from trainer.pretexts.combined import Combined
 from trainer.pretexts.embedding import embed
@@ -35,23 +36,37 @@ class Spectrum(nn.Module):
     FLOOR = 1e-3
     """Of the variance of white noise of one spread; what is below is nothing that a sensor can tell."""
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, *, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.bands = min(32, max(2, window // 32))
         taps = 2 * self.bands
         time = torch.arange(taps, dtype=torch.float64)
         hann = 0.5 - 0.5 * torch.cos(2 * torch.pi * time / taps)
         angle = 2 * torch.pi * torch.arange(1, self.bands + 1, dtype=torch.float64)[:, None] * time / taps
         filters = torch.cat([angle.cos(), angle.sin()]) * hann / hann.square().sum().sqrt()  # (2 K, taps)
+        if causal:
+            # The lowest of them would hear the level, which a stream cannot take away from a window. Summed up, they hear the
+            # steps from sample to sample alone: however far the level is, float32 has all of its digits for those.
+            filters = (filters.mean(1, keepdim=True) - filters).cumsum(1)[:, :-1]  # (2 K, taps − 1)
         self.register_buffer("filters", filters[:, None, None, :].float(), persistent=False)
 
-    def forward(self, shape: Tensor) -> Tensor:
-        """(B, C, N) → (B, 1 + K, C)"""
-        shape = shape.unsqueeze(1)  # (B, 1, C, N)
-        found = functional.conv2d(shape, self.filters, stride=(1, self.bands))  # (B, 2 K, C, segments)
+    def forward(self, shape: Tensor, unit: Tensor | None = None) -> Tensor:
+        """(B, C, N) → (B, 1 + K, C).
+
+        The causal one is given levels too, in any unit (C, 1), and its last segment ends with the window.
+        """
+        heard = shape = shape.unsqueeze(1)  # (B, 1, C, N)
+        if self.causal:
+            shape = shape - shape.mean(3, keepdim=True)
+            heard = heard[..., heard.shape[3] % self.bands :]
+            heard = heard[..., 1:] - heard[..., :-1]
+        found = functional.conv2d(heard, self.filters, stride=(1, self.bands))  # (B, 2 K, C, segments)
         power = found.square().mean(3)
         bands = power[:, : self.bands] + power[:, self.bands :]  # (B, K, C)
         energy = torch.cat([shape.square().mean(3), bands], dim=1)
+        if unit is not None:  # only now: multiplied before, a level would lose the last digits of what moves around it
+            energy = energy * unit.square().squeeze(1)
         return (energy + self.FLOOR).log()
 
 
@@ -67,12 +82,21 @@ def averaged(x: Tensor, steps: int) -> Tensor:
     return x.reshape(*x.shape[:-1], -1, each).mean(-1)
 
 
+def newest(x: Tensor, steps: int) -> Tensor:
+    """Like `averaged`; where they do not go up, the oldest are left out."""
+    each = -(-x.shape[-1] // steps)
+    return x[..., x.shape[-1] % each :].reshape(*x.shape[:-1], -1, each).mean(-1)
+
+
 class Detector(nn.Module):
     """Normalisation is inside, so that training and device cannot disagree about it.
 
     Each window is taken apart: its level, per channel, and the shape around that level. A machine's levels wander by far more
     (load, temperature, the next shift) than they move within a window; in units of that wandering the shape would vanish,
     and eight bits could not hold both.
+
+    With a causal encoder a window is not taken apart, because a window's mean is known only when the window is over, and each
+    sample is in many windows: samples are put in units of all their wandering, and everything else follows from those.
     """
 
     mean: Tensor
@@ -88,7 +112,8 @@ class Detector(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, 1))
         self.register_buffer("inverse_between", torch.ones(channels, 1))
         self.register_buffer("inverse_within", torch.ones(channels, 1))
-        self.spectrum = Spectrum(recipe.window)
+        self.causal: bool = recipe.encoder.causal
+        self.spectrum = Spectrum(recipe.window, causal=self.causal)
 
     def fit_normalisation(self, windows: WindowArray) -> None:
         """Take mean, spread of the levels and usual spread within a window of each channel from (B, C, N).
@@ -114,15 +139,45 @@ class Detector(nn.Module):
             buffer.copy_(torch.from_numpy(value)[:, None])
 
     def normalise(self, window: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, N) → level (B, C) and shape (B, C, N)."""
+        """(B, C, N) → level (B, C) and what the encoder is given (B, C, N): the shape, or, if it is causal, the whole."""
+        if self.causal:
+            scaled = self.scale(window)
+            return (scaled.mean(2, keepdim=True) * self.spreads()[0]).squeeze(2), scaled.clamp(-CLIP, CLIP)
         # Subtract first: folding the mean into a bias would lose a small signal on a large offset to rounding.
         centred = window - self.mean
         level = centred.mean(2, keepdim=True)
         shape = ((centred - level) * self.inverse_within).clamp(-CLIP, CLIP)
         return (level * self.inverse_between).clamp(-LEVEL_CLIP, LEVEL_CLIP).squeeze(2), shape
 
+    def spreads(self) -> tuple[Tensor, Tensor]:
+        """(C, 1) each: the whole spread of each channel in spreads of its level, and in spreads within a window."""
+        total = (self.inverse_between.pow(-2) + self.inverse_within.pow(-2)).sqrt()
+        return total * self.inverse_between, total * self.inverse_within
+
+    def scale(self, window: Tensor) -> Tensor:
+        """(B, C, N) in whole spreads of each channel; finite whatever the sensor says."""
+        inverse_total = (self.inverse_between.pow(-2) + self.inverse_within.pow(-2)).rsqrt()
+        return ((window - self.mean) * inverse_total).clamp(-LEVEL_CLIP, LEVEL_CLIP)
+
     def forward(self, window: Tensor) -> tuple[Tensor, ...]:
         """(B, C, N) → what `edge.scoring.backends.Outputs` says, in its order."""
+        return self.streamable(window) if self.causal else self.whole(window)
+
+    def streamable(self, window: Tensor) -> tuple[Tensor, ...]:
+        """Like `whole`, from nothing but sums over samples and over steps of the encoder that know only this window.
+
+        `quantize.stream` makes of it a graph that carries those on from sample to sample.
+        """
+        encoder = self.encoder
+        assert isinstance(encoder, Tcn)
+        scaled = self.scale(window)
+        level, x = self.normalise(window)
+        encoded = encoder.inside(x)  # (B, D, T')
+        residual = self.pretext.residual(x[:, :, -encoded.shape[2] * encoder.stride :], encoded)
+        spectrum = self.spectrum(scaled, self.spreads()[1])
+        return embed(encoded), residual, level, spectrum, newest(scaled, TRACE_STEPS), newest(encoded, MAP_STEPS)
+
+    def whole(self, window: Tensor) -> tuple[Tensor, ...]:
         level, x = self.normalise(window)
         encoded = self.encoder(x)  # (B, D, T)
         inverse_total = (self.inverse_between.pow(-2) + self.inverse_within.pow(-2)).rsqrt()

@@ -35,6 +35,10 @@ SIZES: dict[str, dict[Size, tuple[int, int]]] = {
 }
 """kind → size → width and depth that give about so many parameters to an encoder of 8 channels, all else at its default. Runs
 keep the name of their size, so a row that is changed makes the checkpoints of those that have it unreadable."""
+STEM_KERNEL = 5
+"""Taps of the first convolution, whose stride is 2."""
+LEAST_STEPS = 4
+"""Of a causal encoder whose whole reach lies inside the window. The embedding is their mean and spread."""
 HEADS = 4
 """Of the transformer's attention; its width is a multiple of it."""
 
@@ -57,12 +61,30 @@ class EncoderRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     only."""
     stride: Literal[2, 4, 8] = 4
     """Samples per step of the encoder: T = N / stride."""
+    causal: bool = False
+    """Each step knows only the past, and the model only what a stream can carry on, so that the device can score every new
+    sample at the price of one step (docs/adr/0010-streaming.md). In a TCN only; costs `reach` − 1 samples of each window."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Width and depth."""
         width, depth = SIZES[self.kind][self.size or DEFAULT_SIZE]
         return self.width or width, self.depth or depth
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Stride and dilation, in steps, of each block of a TCN behind its stem."""
+        halvings = self.stride.bit_length() - 2  # what is left of the stride behind the stem
+        return [(2, 1)] * halvings + [(1, 2**i) for i in range(max(0, self.shape[1] - halvings))]
+
+    @property
+    def reach(self) -> int:
+        """Samples that a step of a TCN depends on, its own included."""
+        samples, apart = STEM_KERNEL, 2
+        for stride, dilation in self.places:
+            samples += (self.kernel - 1) * dilation * apart
+            apart *= stride
+        return samples
 
 
 class PretextWeights(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -258,6 +280,8 @@ def parse(data: Any, where: str = "recipe") -> Recipe:
         parse_scorer(recipe.scorer)
     except ValueError as error:
         raise ConfigError(f"{where}: scorer: {error}") from None
+    if wrong := out_of_reach(recipe):
+        raise ConfigError(f"{where}: {wrong}")
     if recipe.hop_samples > recipe.window:
         raise ConfigError(
             f"{where}: hop: {recipe.hop} leaves samples between windows of {recipe.window} that nobody would look at"
@@ -295,6 +319,9 @@ def contradiction(encoder: EncoderRecipe) -> str | None:
         return f"size: {encoder.size} is width {width} and depth {depth} for {kind}; say either the size or width and depth"
     if encoder.separable and kind not in ("tcn", "random"):
         return f"separable: {kind} has no separable convolutions, tcn has; leave it out"
+    if encoder.causal and (kind not in ("tcn", "random") or encoder.separable):
+        what = "separable convolutions take" if kind in ("tcn", "random") else f"{kind} takes"
+        return f"causal: {what} no stream sample by sample, a tcn of whole convolutions does; leave it out"
     if encoder.kernel != EncoderRecipe().kernel and kind in ("transformer", "lstm", "gru"):
         return f"kernel: {kind} has no convolutions to give it to; leave it out"
     if kind == "transformer" and encoder.shape[0] % HEADS:
@@ -302,6 +329,28 @@ def contradiction(encoder: EncoderRecipe) -> str | None:
             f"width: {encoder.shape[0]} does not divide among {HEADS} heads; take {encoder.shape[0] // HEADS * HEADS + HEADS}"
         )
     return None
+
+
+def out_of_reach(recipe: Recipe) -> str | None:
+    """Key and reason when too few steps of a causal encoder see nothing but the window, in which they are to be judged."""
+    encoder, window = recipe.encoder, recipe.window
+    if not encoder.causal:
+        return None
+    needed = encoder.reach + (LEAST_STEPS - 1) * encoder.stride
+    if needed <= window:
+        return None
+    # Its width stays what it was: only how far it looks has to change.
+    smaller = (
+        msgspec.structs.replace(encoder, size=None, width=encoder.shape[0], depth=depth)
+        for depth in range(encoder.shape[1] - 1, 0, -1)
+    )
+    fitting = (other.shape[1] for other in smaller if other.reach + (LEAST_STEPS - 1) * other.stride <= window)
+    depth = next(fitting, None)
+    return (
+        f"encoder.causal: a step depends on {encoder.reach} samples and {LEAST_STEPS} steps {encoder.stride} samples apart on "
+        f"{needed}; a window has {window}. Take window = {needed} or more"
+        + (f", or encoder.depth = {depth} (with encoder.width = {encoder.shape[0]}, without size)" if depth else "")
+    )
 
 
 def pruning(said: Iterable[str], recipe: PruneRecipe) -> PruneRecipe:

@@ -63,23 +63,11 @@ class OnnxBackend:
     name = "onnxruntime"
 
     def __init__(self, model: bytes) -> None:
-        try:
-            import onnxruntime  # here, because a board with another runtime has none
-        except ImportError:
-            raise BundleError("the model needs ONNX Runtime, which is not installed: pip install onnxruntime") from None
-        self._version = str(onnxruntime.__version__)
-        onnxruntime.set_default_logger_severity(3)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        # The arena keeps every peak for ever; with these small models it buys no speed and costs resident memory.
-        options.enable_cpu_mem_arena = False
-        try:
-            self._session: Any = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            (self._input,) = (entry.name for entry in self._session.get_inputs())
-        except Exception as error:  # ONNX Runtime raises bare pybind classes, one per status code, without a common base
-            raise BundleError(f"ONNX Runtime cannot load the model: {str(error).splitlines()[0]}") from None
+        self._session, self._version = onnx_session(model)
+        inputs = [str(entry.name) for entry in self._session.get_inputs()]
+        if len(inputs) != 1:
+            raise BundleError(f"the model takes {', '.join(inputs)}; an encoder takes windows and nothing else")
+        self._input = inputs[0]
         names = {entry.name for entry in self._session.get_outputs()}
         if not names.issuperset(OUTPUTS):
             raise BundleError(f"the model gives {', '.join(sorted(names))}; an encoder gives {', '.join(OUTPUTS)}")
@@ -90,6 +78,26 @@ class OnnxBackend:
     def run(self, x: Float32) -> Outputs:
         # Windows overlap and share their memory; only the slice that is run now becomes an array of its own.
         return Outputs(*self._session.run(OUTPUTS, {self._input: np.ascontiguousarray(x)}))
+
+
+def onnx_session(model: bytes) -> tuple[Any, str]:
+    """A session, and the version of ONNX Runtime. Raises `BundleError`."""
+    try:
+        import onnxruntime  # here, because a board with another runtime has none
+    except ImportError:
+        raise BundleError("the model needs ONNX Runtime, which is not installed: pip install onnxruntime") from None
+    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # The arena keeps every peak for ever; with these small models it buys no speed and costs resident memory.
+    options.enable_cpu_mem_arena = False
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises bare pybind classes, one per status code, without a common base
+        raise BundleError(f"ONNX Runtime cannot load the model: {str(error).splitlines()[0]}") from None
+    return session, str(onnxruntime.__version__)
 
 
 def open_backend(model: bytes) -> Backend:

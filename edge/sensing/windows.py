@@ -43,6 +43,7 @@ class Windower:
         # Room for several windows, so that old samples move to the front rarely and not once per chunk.
         self._x = np.empty((channels, 4 * (length + hop)), np.float32)
         self._time = np.empty(self._x.shape[1], np.int64)
+        self._fresh: bool
         self._restart()
         self._last_ns: int | None = None  # stamp of the newest sample seen, good or bad
         self._good_ns: int | None = None  # stamp of the newest sample that went into a window
@@ -145,6 +146,9 @@ class Windower:
             out.x.append(np.ndarray(shape, np.float32, self._x, self._next * column, strides))
             out.start_ns.append(self._time[first].copy())
             out.end_ns.append(self._time[last].copy())
+            fresh = np.zeros(count, bool)
+            fresh[0], self._fresh = self._fresh, False
+            out.fresh.append(fresh)
             self._next += count * self.hop
 
     def _compact(self, incoming: int) -> None:
@@ -164,6 +168,7 @@ class Windower:
         self._x = np.empty_like(self._x)  # windows that were handed out still look at the old one
         self._used = 0
         self._next = 0
+        self._fresh = True
 
 
 class _Batch:
@@ -173,13 +178,15 @@ class _Batch:
         self.start_ns: list[Int64] = []
         self.end_ns: list[Int64] = []
         self.x: list[Float32] = []
+        self.fresh: list[Bool] = []
         self.gaps: list[Gap] = []
 
     def windows(self, channels: int, length: int) -> Windows:
         if not self.x:
             none = np.empty(0, np.int64)
-            return Windows(none, none, np.empty((0, channels, length), np.float32), tuple(self.gaps))
+            return Windows(none, none, np.empty((0, channels, length), np.float32), np.empty(0, bool), tuple(self.gaps))
         # Nearly always there is one piece, and then nothing is copied again.
         x = self.x[0] if len(self.x) == 1 else np.concatenate(self.x)
         x.flags.writeable = False
-        return Windows(np.concatenate(self.start_ns), np.concatenate(self.end_ns), x, tuple(self.gaps))
+        fresh = np.concatenate(self.fresh)
+        return Windows(np.concatenate(self.start_ns), np.concatenate(self.end_ns), x, fresh, tuple(self.gaps))

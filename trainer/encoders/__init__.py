@@ -23,6 +23,8 @@ class Encoder(Protocol):
     """D."""
     stride: int
     """T = ceil(N / stride)."""
+    causal: bool
+    """A step depends on no sample behind its own last one, and the last step's is the window's; `trainer.encoders.tcn`."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, N) → (B, D, T), for every N that is at least one stride."""

@@ -15,6 +15,8 @@ from trainer.recipe import EncoderRecipe
 class Convolutional(nn.Module):
     """(B, C, N) → (B, D, T) with T = ceil(N / stride). `depth` convolutions behind the first, never fewer than halvings."""
 
+    causal = False
+
     def __init__(self, channels: int, recipe: EncoderRecipe) -> None:
         super().__init__()
         self.dimension: int = recipe.embedding

@@ -20,6 +20,8 @@ HALVING_KERNEL = 3
 class Recurrent(nn.Module):
     """(B, C, N) → (B, D, T) with T = ceil(N / stride). `depth` layers, each of `width` values; a step knows only its past."""
 
+    causal = False
+
     def __init__(self, channels: int, recipe: EncoderRecipe) -> None:
         super().__init__()
         self.dimension: int = recipe.embedding

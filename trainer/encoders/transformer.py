@@ -59,6 +59,8 @@ def attend(asked: Tensor) -> Tensor:
 class PatchTransformer(nn.Module):
     """(B, C, N) → (B, D, T) with T = ceil(N / stride). A patch is two strides long; the next begins a stride later."""
 
+    causal = False
+
     def __init__(self, channels: int, recipe: EncoderRecipe) -> None:
         super().__init__()
         self.dimension: int = recipe.embedding

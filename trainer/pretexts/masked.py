@@ -28,10 +28,13 @@ class Masked(nn.Module):
         super().__init__()
         self.recipe, self.channels = recipe, channels
         width = 2 * encoder.dimension
-        # A weak decoder on purpose: what it cannot say from the map, the map has to hold.
+        # A weak decoder on purpose: what it cannot say from the map, the map has to hold. Behind a causal encoder it looks at
+        # one step alone, so that the residual of a step is the same in every window that holds it.
+        taps = 1 if encoder.causal else 3
         self.widen = nn.Sequential(
-            nn.Conv2d(encoder.dimension, width, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(width)
+            nn.Conv2d(encoder.dimension, width, (1, taps), padding=(0, taps // 2), bias=False), nn.BatchNorm2d(width)
         )
+        self.causal = encoder.causal
         self.relu = nn.ReLU()
         self.project = nn.Conv2d(width, channels * encoder.stride, 1)
 
@@ -65,7 +68,8 @@ class Masked(nn.Module):
         """(B, D, T) → (B, C, N)."""
         y = self.project(self.relu(self.widen(encoded.unsqueeze(2)))).squeeze(2)  # (B, C · stride, T)
         y = y.unflatten(1, (self.channels, -1)).transpose(2, 3).flatten(2)  # (B, C, T · stride)
-        return cast(Tensor, y[:, :, :length])
+        # The last step of a causal encoder ends with the window, the first step of any other begins with it.
+        return cast(Tensor, y[:, :, -length:] if self.causal else y[:, :, :length])
 
     def residual(self, x: Tensor, encoded: Tensor) -> Tensor:
         return (self.reconstruct(encoded, x.shape[2]) - x).square().mean(2)

@@ -38,6 +38,7 @@ def feed(made: Windower, samples: Samples, cuts: list[int] | None = None) -> Win
         np.concatenate([part.start_ns for part in parts]),
         np.concatenate([part.end_ns for part in parts]),
         np.concatenate([part.x for part in parts]),
+        np.concatenate([part.fresh for part in parts]),
         tuple(gap for part in parts for gap in part.gaps),
     )
 
