@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_bundle
 
-from edge.bundle import MEMBERS, Bundle, pack_arrays, verify, write_bundle
+from edge.bundle import Bundle, pack_arrays, verify, write_bundle
 from edge.errors import AmissError, BundleError, CannotCreateError, NoInputError
 
 
@@ -70,7 +70,9 @@ def put(name: str, content: bytes) -> Callable[[dict[str, bytes]], None]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (drop("model.onnx"), "model.onnx is missing"),
+        (drop("model.onnx"), "model.onnx or model.tflite is missing"),
+        (drop("head.npz"), "head.npz is missing"),
+        (put("model.tflite", b"x"), "the manifest does not name the members that are there"),
         (put("../../etc/passwd", b"x"), "unknown member"),
         (put("head.pkl", b"x"), "unknown member"),
         (put("model.onnx", b"x"), "model.onnx is not the file that the manifest names"),
@@ -134,7 +136,7 @@ def test_a_model_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_no_bit_may_flip_unnoticed(whole: bytes) -> None:
     """Wherever a member's content is damaged it is refused; in the archive's own bookkeeping a flip may be harmless."""
     with zipfile.ZipFile(io.BytesIO(whole)) as archive:
-        contents = {name: archive.read(name) for name in MEMBERS}
+        contents = {name: archive.read(name) for name in archive.namelist()}
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(400):
