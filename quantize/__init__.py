@@ -1,15 +1,17 @@
-"""A training run → a bundle: export, int8, parity with float, pack.
+"""A training run → a bundle: export, int8, parity with what was trained, pack.
 
-    RUN ──(prune)──▶ ──export──▶ fp32 ONNX ──ranges, int8──▶ int8 ONNX ──parity──▶ the better of the two ──pack──▶ .amiss
-                       └───────────── qat, when int8 is over budget ◀────────┘
+    RUN ──(prune)──▶ ──export──▶ fp32 ONNX ────ranges, int8────▶ int8 ONNX ────┐
+                  │    └──── qat, when int8 is over budget ◀───────┘           │
+                  └──tflite──▶ float .tflite ──ranges──▶ int8 .tflite ──parity──▶ the better precision ──pack──▶ .amiss
 
-Only `prune`, `export` and `qat` need PyTorch; `ranges`, `int8`, `compact`, `parity` and `pack` run where nobody trains.
+Only `prune`, `export`, `tflite` and `qat` need PyTorch; `ranges`, `int8`, `compact`, `parity` and `pack` do without.
 """
 
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,10 +19,13 @@ import msgspec
 
 from edge.bundle import Bundle
 from edge.errors import DataError, GateError
+from edge.scoring.backends import RUNTIMES, installed, run_in_slices
 from edge.signal import Float32
-from quantize.parity import Budget, Parity
+from quantize.parity import Matrix, Parity
+from trainer.recipe import Budget
 
 if TYPE_CHECKING:
+    from quantize.export import Exported
     from quantize.prune import Pruning
     from trainer.model import Detector
     from trainer.progress import Report
@@ -29,6 +34,14 @@ if TYPE_CHECKING:
 
 DATA_IN_LINEAGE = 256
 """Recordings that the manifest names one by one; more go in as one digest of all."""
+
+FORMATS = {
+    "onnx": ("onnxruntime",),
+    "tflite": ("litert", "tflite-runtime"),
+    "both": ("litert", "onnxruntime", "tflite-runtime"),
+}
+"""What `--runtime` says → runtimes that can run the bundle, in the order in which a device looks for them. The first is the one
+that the scorer is fitted with, and that it is built with."""
 
 
 class Quantized(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,12 +56,16 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
     export_difference: float
     """Between torch and ONNX Runtime, relative to the largest output."""
     model_bytes: int
+    """Of all models in the bundle."""
+    runtimes: tuple[str, ...]
     bundle_bytes: int
     calibration_windows: int
     parity: Parity | None
     """`None` when there is no int8 model to compare, see `reason`."""
     pruned: "Pruning | None" = None
     """What was taken away before; `None` when nothing was to be."""
+    matrix: Matrix
+    """Every model beside what was trained."""
 
     def table(self) -> dict[str, str]:
         """For a person, one line an entry."""
@@ -69,6 +86,7 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.bundle}: {self.precision} ({self.reason})",
             f"  digest             {self.digest}",
             *(f"  {key:18} {value}" for key, value in self.table().items()),
+            *(f"  beside the trained {line}" for line in self.matrix.lines()),
             f"  calibrated on      {self.calibration_windows} windows",
         ]
 
@@ -79,6 +97,7 @@ def quantize(
     progress: "Report | None" = None,
     *,
     precision: Literal["auto", "int8", "float32"] = "auto",
+    runtime: Literal["onnx", "tflite", "both"] | None = None,
     budget: Budget | None = None,
     name: str | None = None,
     version: str = "1",
@@ -87,17 +106,14 @@ def quantize(
     """Write the bundle `out` from the training run `run`, whole or not at all. What is taken away first says `prune`, or, when
     that is `None`, the run's recipe.
 
-    `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. What is
-    over budget is trained to be int8 first, for `qat.steps` of the recipe. Raises
-    `NoInputError`, `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
+    `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. What
+    is over budget is trained to be int8 first, for `qat.steps` of the recipe, when only ONNX is made. Runtime
+    and budget are the recipe's unless they are said. Raises `NoInputError`, `DataError` for a run that cannot be read,
+    `GateError` when what would be shipped is over budget or an exported model differs from the trained one.
     """
     # Here and not above: the other modules of this package are imported through it, and they do without torch.
-    from quantize.compact import compact
-    from quantize.export import export
-    from quantize.int8 import quantize_int8
     from quantize.pack import Description, pack
     from quantize.parity import compare
-    from quantize.ranges import representative
     from trainer.checkpoint import load_detector, load_windows
     from trainer.progress import Step
 
@@ -108,6 +124,12 @@ def quantize(
     tell(0, "reading the run")
     detector, info = load_detector(run)
     fit, calibration, position = load_windows(run)
+    runtimes = FORMATS[runtime or info.recipe.runtime]
+    budget = budget or info.recipe.budget
+    if "litert" in runtimes:
+        from quantize.tflite import require_converter
+
+        require_converter()
     parameters, pruned = info.parameters, None
     settings = prune or info.recipe.prune
     if settings.target != "none":
@@ -117,37 +139,33 @@ def quantize(
         stopwatch = Stopwatch(fit, calibration, int8=precision != "float32")
         detector, pruned = cut_down(detector, info.recipe, fit, calibration, settings, stopwatch, progress)
         parameters = pruned.after.parameters
-    with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
-        float_path, int8_path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        tell(1, "exporting to ONNX")
-        exported = export(detector, calibration[:64], float_path)
-        models = {"float32": compact(float_path.read_bytes())}
-        tell(2, "choosing int8 ranges")
-        measured: Parity | str
-        before = ""
-        try:
-            quantize_int8(float_path, representative(fit), int8_path)
-        except GateError as error:
-            measured = str(error)
-        else:
-            models["int8"] = compact(int8_path.read_bytes())
-            tell(3, "comparing int8 with float")
-            measured = compare(models["float32"], models["int8"], fit, calibration, info.recipe.scorer)
-            steps, lost = info.recipe.qat.steps, _lost(measured, budget or Budget())
-            if precision != "float32" and steps and lost:
-                try:
-                    trained = retrain(detector, info, fit, calibration, Path(folder), lambda text: tell(3, text))
-                except (DataError, GateError) as error:
-                    before = f"; quantization-aware training came to nothing: {error}"
+    tell(1, "exporting, choosing int8 ranges")
+    models, difference = make_models(detector, runtimes, fit, calibration)
+    here = [name for name in runtimes if installed(name)]
+    tell(2, "comparing int8 with float")
+    measured = beside_float(models, here, fit, calibration, info.recipe.scorer)
+    before = ""
+    if precision != "float32" and runtimes == FORMATS["onnx"] and isinstance(alone := measured["onnxruntime"], Parity):
+        steps, lost = info.recipe.qat.steps, _lost(alone, budget)
+        if steps and lost:
+            made = models["model.onnx"]
+            try:
+                with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
+                    trained = retrain(detector, info, fit, calibration, Path(folder), lambda text: tell(2, text))
+            except (DataError, GateError) as error:
+                before = f"; quantization-aware training came to nothing: {error}"
+            else:
+                again = compare(made["float32"], trained, fit, calibration, info.recipe.scorer)
+                if still := _lost(again, budget):
+                    before = f"; after {steps} steps of quantization-aware training still: {still}"
                 else:
-                    again = compare(models["float32"], trained, fit, calibration, info.recipe.scorer)
-                    still = _lost(again, budget or Budget())
-                    if still:
-                        before = f"; after {steps} steps of quantization-aware training still: {still}"
-                    else:
-                        before = f"; after {steps} steps of quantization-aware training; without them: {lost}"
-                        models["int8"], measured = trained, again
-    shipped, reason = choose(measured, precision, budget or Budget(), before)
+                    before = f"; after {steps} steps of quantization-aware training; without them: {lost}"
+                    made["int8"], measured["onnxruntime"] = trained, again
+    tell(3, "comparing with what was trained")
+    table = beside_trained(detector, models, here, fit, calibration, info.recipe.scorer)
+    shipped, reason = choose_all(measured, table, precision, budget, before)
+    members = {member: made[shipped] for member, made in models.items()}
+    first = runtimes[0]
     tell(4, "packing")
     about = Description(
         name=name or out.stem,
@@ -162,11 +180,12 @@ def quantize(
         precision=shipped,
         precision_reason=reason,
         lineage=lineage(run, info),
-        metrics=_metrics(measured)
-        | {"float_bytes": len(models["float32"]), "parameters": parameters}
+        metrics=_metrics(measured[first])
+        | {"float_bytes": len(models[RUNTIMES[first].member]["float32"]), "parameters": parameters}
         | (pruned.metrics() if pruned else {}),
+        runtimes=runtimes,
     )
-    digest = pack(out, models[shipped], fit, calibration, position, about)
+    digest = pack(out, members, fit, calibration, position, about)
     tell(5, "done")
     return Quantized(
         bundle=str(out),
@@ -174,11 +193,13 @@ def quantize(
         precision=shipped,
         reason=reason,
         parameters=parameters,
-        export_difference=exported.difference,
-        model_bytes=len(models[shipped]),
+        export_difference=difference,
+        model_bytes=sum(map(len, members.values())),
+        runtimes=runtimes,
         bundle_bytes=out.stat().st_size,
         calibration_windows=Bundle.open(out).calibrator.windows,
-        parity=None if isinstance(measured, str) else measured,
+        parity=found if isinstance(found := measured[first], Parity) else None,
+        matrix=table,
         pruned=pruned,
     )
 
@@ -207,6 +228,95 @@ def retrain(
 def _lost(measured: Parity, budget: Budget) -> str:
     """What is over budget and can be learned, which speed cannot: and what a clock measured does not go into the bundle."""
     return "; ".join(measured.failures(msgspec.structs.replace(budget, slower=math.inf)))
+
+
+Models = dict[str, dict[str, bytes]]
+"""Member of a bundle → precision → model. `int8` is left out where there is none, and `why` says the reason."""
+
+
+def make_models(detector: "Detector", runtimes: Sequence[str], fit: Float32, calibration: Float32) -> tuple[Models, float]:
+    """Every model that these runtimes need, and the largest difference of a float one from what was trained."""
+    from quantize.compact import compact
+    from quantize.export import export
+    from quantize.int8 import quantize_int8
+    from quantize.ranges import representative
+
+    models: Models = {}
+    worst = 0.0
+    for member in dict.fromkeys(RUNTIMES[name].member for name in runtimes):
+        make: Callable[[Detector, Float32, Path], Exported] = export
+        shrink: Callable[[Path, Float32, Path], None] = quantize_int8
+        if member == "model.tflite":
+            from quantize.tflite import export_tflite, quantize_tflite
+
+            make, shrink = export_tflite, quantize_tflite
+        lean = compact if member == "model.onnx" else bytes
+        with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
+            whole, small = Path(folder) / "float", Path(folder) / "int8"
+            worst = max(worst, make(detector, calibration[:64], whole).difference)
+            models[member] = {"float32": lean(whole.read_bytes())}
+            try:
+                shrink(whole, representative(fit), small)
+            except GateError as error:
+                models[member]["why"] = str(error).encode()
+            else:
+                models[member]["int8"] = lean(small.read_bytes())
+    return models, worst
+
+
+def beside_float(
+    models: Models, runtimes: Sequence[str], fit: Float32, calibration: Float32, scorer: str
+) -> dict[str, Parity | str]:
+    """By runtime: int8 beside float, or why there is no int8."""
+    from quantize.parity import compare
+
+    found: dict[str, Parity | str] = {}
+    for name in runtimes:
+        made = models[RUNTIMES[name].member]
+        whole, small = made["float32"], made.get("int8")
+        found[name] = compare(whole, small, fit, calibration, scorer) if small else made["why"].decode()
+    return found
+
+
+def beside_trained(
+    detector: "Detector", models: Models, runtimes: Sequence[str], fit: Float32, calibration: Float32, scorer: str
+) -> Matrix:
+    """Every model beside what was trained. One head serves them all, as in the bundle: that of the first runtime."""
+    from quantize.export import outputs_of
+    from quantize.parity import Contestant, matrix
+
+    contestants = []
+    for name in runtimes:
+        made = models[RUNTIMES[name].member]
+        for precision in (key for key in ("float32", "int8") if key in made):
+            run = partial(run_in_slices, RUNTIMES[name].open(made[precision]))
+            head = None if name == runtimes[0] else f"{runtimes[0]} {precision}"
+            contestants.append(Contestant(name, precision, len(made[precision]), run, head))
+    return matrix(partial(outputs_of, detector), contestants, fit, calibration, scorer)
+
+
+def choose_all(
+    measured: Mapping[str, Parity | str],
+    table: Matrix,
+    precision: Literal["auto", "int8", "float32"],
+    budget: Budget,
+    before: str = "",
+) -> tuple[str, str]:
+    """Precision to ship for all runtimes, and why. Raises `GateError` when that is over budget, float or int8 by request."""
+    choices = {name: choose(found, precision, budget, before) for name, found in measured.items()}
+    refused = [
+        f"{name}: {reason}" if len(choices) > 1 else reason for name, (kind, reason) in choices.items() if kind != "int8"
+    ]
+    if not refused:
+        over = table.failures(budget, "int8")
+        if over and precision == "int8":
+            raise GateError(f"the int8 model is not as good as what was trained: {'; '.join(over)}{before}")
+        if not over:
+            return "int8", next(iter(choices.values()))[1]
+        refused = [f"int8 was over budget: {'; '.join(over)}{before}"]
+    if over := table.failures(budget, "float32"):
+        raise GateError(f"over budget even in float: {'; '.join(over)}; widen [budget] in the recipe")
+    return "float32", "; ".join(dict.fromkeys(refused))
 
 
 def _metrics(measured: Parity | str) -> dict[str, float]:

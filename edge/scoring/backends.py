@@ -162,8 +162,8 @@ class LiteRtBackend(_Interpreted):
 class TfliteRuntimeBackend(_Interpreted):
     """tflite-runtime 2.14, the last one: the only runtime with wheels for 32-bit Arm.
 
-    It gives wrong outputs, and no error, for files that hold int8 weights under float activations. `quantize.tflite` never
-    writes one.
+    With int8 weights under float activations (dynamic range) it computes matrix products wrongly and says nothing.
+    `quantize.tflite` never writes such a file.
     """
 
     name, package = "tflite-runtime", "tflite-runtime"
