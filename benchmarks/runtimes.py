@@ -1,7 +1,8 @@
 """What a model costs under each runtime: `python -m benchmarks.runtimes`; a table for docs/compression.md on stdout.
 
-Every figure is of a fresh process that holds numpy, the device's backend and the model, on one thread. The processes
-take turns, several times round, and the least median counts: whatever else the machine does only ever adds.
+Every figure is of a fresh process that holds numpy, the device's backend and the model, on one thread. Times are of the
+processor, which on a busy machine are the steadier ones; the processes take turns, several times round, and the least median
+counts.
 """
 
 import argparse
@@ -26,14 +27,14 @@ from edge.scoring.backends import RUNTIMES
 with open(sys.argv[3], "rb") as file:
     backend = RUNTIMES[sys.argv[2]].open(file.read())
 x = np.load(sys.argv[4])
-def median_us(size, turns=200):
+def median_us(size, turns):
     times = []
     for turn in range(turns):
-        started = time.perf_counter_ns()
+        started = time.process_time_ns()
         backend.run(x[:size])
-        times.append(time.perf_counter_ns() - started)
-    return float(np.median(times[20:])) / 1000
-found = {"us_1": median_us(1), "us_32": median_us(32)}
+        times.append(time.process_time_ns() - started)
+    return float(np.median(times[10:])) / 1000
+found = {"us_1": median_us(1, 200), "us_32": median_us(32, 60)}
 with open("/proc/self/status") as file:
     found["rss_mb"] = next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1000
 print(json.dumps(found))

@@ -127,9 +127,9 @@ def quantize(
     runtimes = FORMATS[runtime or info.recipe.runtime]
     budget = budget or info.recipe.budget
     if "litert" in runtimes:
-        from quantize.tflite import require_converter
+        from quantize.tflite import require_convertible
 
-        require_converter()
+        require_convertible(detector)
     parameters, pruned = info.parameters, None
     settings = prune or info.recipe.prune
     if settings.target != "none":

@@ -52,8 +52,14 @@ class _Named(nn.Module):
         return dict(zip(OUTPUTS, self.detector(window), strict=True))
 
 
-def require_converter() -> None:
-    """Raises ModuleNotFoundError where the extra `tflite` is not installed; to be asked before any work is done."""
+def require_convertible(detector: Detector) -> None:
+    """To be asked before any work is done. Raises `GateError` for a recurrent encoder, ModuleNotFoundError without the extra
+    `tflite`."""
+    if any(isinstance(module, nn.RNNBase) for module in detector.modules()):
+        raise GateError(
+            "no .tflite for a recurrent encoder: each step is written out, and with a window of 256 samples the file of a GRU "
+            "is 1.8 times as large as ONNX's, in int8 2.8 times; take --runtime onnx"
+        )
     with _quiet():
         import ai_edge_quantizer  # noqa: F401
         import litert_torch  # noqa: F401
@@ -65,12 +71,7 @@ def export_tflite(detector: Detector, windows: Float32, out: Path) -> Exported:
     `windows` (B, C, N) is what torch and LiteRT have to agree on. Raises `GateError` when they do not, and for a recurrent
     encoder.
     """
-    if any(isinstance(module, nn.RNNBase) for module in detector.modules()):
-        raise GateError(
-            "no .tflite for a recurrent encoder: each step is written out, and with a window of 256 samples the file of a GRU "
-            "is 1.8 times as large as ONNX's, in int8 2.8 times; take --runtime onnx"
-        )
-    require_converter()
+    require_convertible(detector)
     example = torch.from_numpy(np.array(windows[:1]))
     with _quiet():
         import litert_torch
