@@ -86,7 +86,7 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.bundle}: {self.precision} ({self.reason})",
             f"  digest             {self.digest}",
             *(f"  {key:18} {value}" for key, value in self.table().items()),
-            *(f"  beside the trained {line}" for line in self.matrix.lines()),
+            *(f"  {'beside trained':18} {line}" for line in self.matrix.lines()),
             f"  calibrated on      {self.calibration_windows} windows",
         ]
 
