@@ -14,7 +14,7 @@ help:  ## show this
 demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compress, run on a serial port, alert over MQTT
 	@$(BIN)/amiss demo
 
-test: $(VENV)/.dev mosquitto chromium  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -61,6 +61,15 @@ $(VENV)/.dev: $(VENV)/.demo
 
 $(VENV)/.bench: $(VENV)/.dev
 	@$(PIP) -e '.[dev,bench]'
+	@touch $@
+
+# What 32-bit Arm has for a runtime, in a Python of its own: it wants numpy 1. There are wheels up to Python 3.11.
+$(VENV)/tflite-runtime/.done: $(VENV)/.dev
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then \
+	  $(BIN)/python -m venv $(VENV)/tflite-runtime && \
+	  $(VENV)/tflite-runtime/bin/python -m pip install --disable-pip-version-check -q \
+	    tflite-runtime==2.14.0 numpy==1.26.4 msgspec==0.22.0; \
+	else mkdir -p $(VENV)/tflite-runtime; fi
 	@touch $@
 
 # Debian's packages: as root they are installed, others are told how.

@@ -33,6 +33,9 @@ app.add_typer(datasets_app, name="datasets")
 EXTRAS = {
     "torch": "train",
     "torch_pruning": "train",
+    "litert_torch": "tflite",
+    "ai_edge_quantizer": "tflite",
+    "ai_edge_litert": "tflite",
     "onnx": "train",
     "onnxscript": "train",
     "rich": "train",
@@ -53,6 +56,18 @@ class Format(StrEnum):
     frames = "frames"
     csv = "csv"
     json = "json"
+
+
+class Written(StrEnum):
+    onnx = "onnx"
+    tflite = "tflite"
+    both = "both"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    int8 = "int8"
+    float32 = "float32"
 
 
 class Cost(StrEnum):
@@ -236,6 +251,10 @@ def quantize(
     target: Annotated[
         str | None, typer.Option(help="Board that it is for: pi4, jetson-orin-nano, generic-x86-64 …", show_default=False)
     ] = None,
+    runtime: Annotated[
+        Written | None, typer.Option(help="What is to run it. [default: as the recipe says, else onnx]", show_default=False)
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="auto: int8, unless it is over budget.")] = Precision.auto,
     as_json: Json = False,
 ) -> None:
     """Compress a run to int8, prove that its verdicts stay the same, and pack it into a bundle."""
@@ -253,7 +272,15 @@ def quantize(
 
         less = recipes.pruning(prune, load_info(run).recipe.prune)
     with progress("quantize") as report:
-        result = compress(run, out, progress=report, prune=less, target=made_for)
+        result = compress(
+            run,
+            out,
+            progress=report,
+            prune=less,
+            target=made_for,
+            precision=precision.value,
+            runtime=runtime.value if runtime else None,
+        )
     _print(msgspec.to_builtins(result), result.lines(), as_json)
 
 
@@ -326,25 +353,30 @@ def inspect(
     """What is in a bundle, and does this machine compute what the build machine did?"""
     import msgspec
 
-    from edge.bundle import Bundle
+    from edge.bundle import MODELS, Bundle, self_tests
 
     found = Bundle.open(bundle)
     data = {"digest": found.digest, "bytes": found.size, **msgspec.to_builtins(found.manifest)}
     m = found.manifest
+    models = ", ".join(f"{name} {m.files[name].size} bytes" for name in sorted(MODELS & m.files.keys()))
     lines = [
         f"{m.name} {m.version}, made {m.created}",
         f"  digest       {found.digest}",
-        f"  size         {found.size} bytes, model {m.files['model.onnx'].size} bytes, {m.precision} ({m.precision_reason})",
+        f"  size         {found.size} bytes, {models}, {m.precision} ({m.precision_reason})",
         *([f"  made for     {m.target}"] if m.target else []),
         f"  channels     {', '.join(c.name + (f' [{c.unit}]' if c.unit else '') for c in m.channels)}",
         f"  window       {m.window} samples every {m.hop} at {m.rate_hz:g} Hz",
+        f"  runtimes     {', '.join(m.runtimes)}; here {found.backend.name}",
         f"  scorer       {m.scorer}, calibrated on {m.calibration_windows} windows, p ≥ {m.calibration_floor:.3g}",
         *(f"  {name:12} {value}" for name, value in m.lineage.items()),
     ]
     if verify:
-        proof = found.self_test()
-        data["self_test"] = {"worst": proof.worst, "tolerance": proof.tolerance}
-        lines.append(f"  self-test    golden scores within {proof.worst:.2g} (allowed {proof.tolerance:.2g})")
+        proofs = self_tests(bundle)
+        by_runtime = {p.runtime: {"worst": p.worst, "tolerance": p.tolerance} for p in proofs}
+        data["self_test"] = by_runtime[found.backend.name] | {"runtimes": by_runtime}
+        lines += [
+            f"  self-test    golden scores within {p.worst:.2g} (allowed {p.tolerance:.2g}) with {p.runtime}" for p in proofs
+        ]
     _print(data, lines, as_json)
 
 

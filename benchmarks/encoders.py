@@ -33,11 +33,10 @@ from edge.sensing.recordings import write_recording
 from quantize import quantize
 from quantize.export import export
 from quantize.int8 import quantize_int8
-from quantize.parity import Budget
 from trainer.encoders import ENCODERS
 from trainer.metrics import auroc
 from trainer.model import Detector
-from trainer.recipe import EncoderRecipe, Recipe, Size
+from trainer.recipe import Budget, EncoderRecipe, Recipe, Size
 from trainer.train import train
 
 CHANNELS, LENGTH, BATCHES, ROUNDS = 8, 64, (1, 32), 300

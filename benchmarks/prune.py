@@ -76,7 +76,7 @@ def built(name: str, detector: Detector, point: Point, run: Path, info: RunInfo,
             precision="int8",
             precision_reason="asked for",
         )
-        pack(folder / "x.amiss", model.int8, fit, calibration, position, about)
+        pack(folder / "x.amiss", {"model.onnx": model.int8}, fit, calibration, position, about)
         bundle = Bundle.open(folder / "x.amiss")
         found = []
         for case in group.cases:

@@ -2,6 +2,7 @@
 
     manifest.json   everything about it, and the SHA-256 of every other member
     model.onnx      raw windows (B, C, N) → embedding (B, D), residual and level (B, C); normalises inside
+    model.tflite    the same for one window at a time; a bundle has one of the two or both
     stream.onnx     not in every bundle: the same for new samples alone, with state (`edge.scoring.streaming`)
     head.npz        scorer, calibrator and explainer as plain arrays
     golden.npz      windows and the outputs that the build machine got for them
@@ -13,7 +14,7 @@ Rules, in order; the first that does not hold raises `BundleError` and nothing l
 1. the file is no larger than `MAX_BYTES`, and only known members are in it, each once, stored, within its own limit;
 2. the manifest is of a known schema and asks for no newer agent than this one;
 3. every member has the size and the SHA-256 that the manifest names, and none is missing but an optional one;
-4. only then is any of them parsed: arrays without pickle, then the model;
+4. only then is any of them parsed: arrays without pickle, then the model, by the first runtime named that is installed;
 5. `self_test`: this machine computes from the golden windows what the build machine did.
 
 The digest of a bundle is the SHA-256 of its file, what `sha256sum` prints. Every event names it.
@@ -36,7 +37,7 @@ from edge.errors import BundleError, NoInputError
 from edge.files import at_once
 from edge.pipeline import Pipeline
 from edge.scoring.alerts import AlarmPolicy
-from edge.scoring.backends import OUTPUTS, Backend, Outputs, open_backend, run_in_slices
+from edge.scoring.backends import OUTPUTS, RUNTIMES, Backend, Outputs, first_installed, installed, run_in_slices
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble, parse
 from edge.scoring.explain import Explainer
@@ -53,6 +54,7 @@ MEMBERS = {
     "manifest.json": 1 * MEBIBYTE,
     "model.onnx": 64 * MEBIBYTE,
     "stream.onnx": 64 * MEBIBYTE,
+    "model.tflite": 64 * MEBIBYTE,
     "head.npz": 64 * MEBIBYTE,
     "golden.npz": 16 * MEBIBYTE,
     "README.md": 1 * MEBIBYTE,
@@ -60,7 +62,10 @@ MEMBERS = {
 }
 """Every member there may be, and the most bytes it may have: far above any model that suits a small board, far below what
 would fill its memory."""
+MODELS = frozenset({"model.onnx", "model.tflite"})
+"""One of these at least; all others have to be there,"""
 OPTIONAL = frozenset({"stream.onnx"})
+"""but for this one."""
 MAX_BYTES = sum(MEMBERS.values())
 
 
@@ -105,6 +110,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The board it was made for, by the name of its file in `firmware-configs/boards`; empty: none in particular."""
     golden_tolerance: float
     """Largest difference of a golden score, relative to 1 + score, that another machine may have."""
+    runtimes: tuple[str, ...] = ("onnxruntime",)
+    """What can run it, as `edge.scoring.backends.RUNTIMES` calls them; the first that is installed does."""
+    golden_tolerances: dict[str, float] = {}
+    """Instead of `golden_tolerance`, by runtime: those that did not compute the golden scores round at other places."""
     minimum_agent: str = "0.1.0"
     lineage: dict[str, str] = {}
     """Digests and versions that lead from here to recipe, code and data."""
@@ -129,6 +138,7 @@ class SelfTest:
     worst: float
     """Relative to 1 + score."""
     tolerance: float
+    runtime: str
 
 
 class Bundle:
@@ -151,8 +161,11 @@ class Bundle:
         self.golden, self.stream = golden, stream
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Read, verify and load. Raises `NoInputError` when there is no file, `BundleError` when a rule does not hold."""
+    def open(cls, path: Path, runtime: str | None = None) -> Self:
+        """Read, verify and load, for this `runtime` or for the first of the manifest's that is installed.
+
+        Raises `NoInputError` when there is no file, `BundleError` when a rule does not hold or no runtime is installed.
+        """
         data = _read(path)
         try:
             manifest, members = verify(data)
@@ -160,7 +173,8 @@ class Bundle:
             scorer = Ensemble.from_arrays(manifest.scorer, _part(head, "scorer."))
             calibrator = Calibrator(_part(head, "calibrator.")["scores"])
             explainer = Explainer(**_part(head, "explain."))
-            backend = open_backend(members["model.onnx"])
+            chosen = RUNTIMES[runtime or first_installed(manifest.runtimes)]
+            backend = chosen.open(members[chosen.member])
             stream = open_stream(members["stream.onnx"]) if "stream.onnx" in members else None
             if stream and stream.window != manifest.window:
                 raise BundleError(f"stream.onnx is for windows of {stream.window} samples, the manifest says {manifest.window}")
@@ -176,6 +190,11 @@ class Bundle:
     def channels(self) -> tuple[str, ...]:
         return tuple(channel.name for channel in self.manifest.channels)
 
+    @property
+    def tolerance(self) -> float:
+        """Of golden scores, for the runtime that it was opened with."""
+        return self.manifest.golden_tolerances.get(self.backend.name, self.manifest.golden_tolerance)
+
     def self_test(self) -> SelfTest:
         """Replay the golden windows; raises `BundleError` when this machine computes something else."""
         x, wanted = self.golden.x, self.golden.score
@@ -185,12 +204,12 @@ class Bundle:
             found.append(self.stream.start(1).run(Windows(nowhere, nowhere, x, fresh=np.ones(len(x), bool))))
         scores = [self.scorer.score(outputs) for outputs in found]
         worst = max(float(np.max(np.abs(score - wanted) / (1 + np.abs(wanted)), initial=0.0)) for score in scores)
-        if not worst <= self.manifest.golden_tolerance:
+        if not worst <= self.tolerance:
             raise BundleError(
-                f"self-test failed: this machine's scores differ from the build machine's by {worst:.2g}, "
-                f"{self.manifest.golden_tolerance:.2g} is allowed; rebuild the bundle for this runtime and processor"
+                f"self-test failed: with {self.backend.name} this machine's scores differ from the build machine's by "
+                f"{worst:.2g}, {self.tolerance:.2g} is allowed; rebuild the bundle for this runtime and processor"
             )
-        return SelfTest(worst, self.manifest.golden_tolerance)
+        return SelfTest(worst, self.tolerance, self.backend.name)
 
     def smoother(self, hop: int, *, smooth: bool = True) -> Smoother:
         """Over scores of windows `hop` samples apart, at positions in nanoseconds."""
@@ -219,6 +238,14 @@ class Bundle:
         )
 
 
+def self_tests(path: Path) -> list[SelfTest]:
+    """Replay the golden windows with every runtime of the manifest that is installed; raises like `Bundle.self_test`."""
+    manifest = verify(_read(path))[0]
+    first_installed(manifest.runtimes)
+    able = [name for name in manifest.runtimes if name in RUNTIMES and installed(name)]
+    return [Bundle.open(path, runtime).self_test() for runtime in able]
+
+
 def members_of(path: Path) -> dict[str, bytes]:
     """The verified members of a bundle, without its manifest; to make another bundle of them."""
     return verify(_read(path))[1]
@@ -230,9 +257,8 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, bytes]) -
     `members` holds everything but the manifest, whose `files` are filled in here. The same input gives the same bytes.
     Raises `CannotCreateError`; ValueError for members that no reader would accept.
     """
-    if set(members) | OPTIONAL != set(MEMBERS) - {"manifest.json"} or any(
-        len(data) > MEMBERS[name] for name, data in members.items()
-    ):
+    complete = _missing({"manifest.json", *members}) is None and members.keys() < MEMBERS.keys()
+    if not complete or any(len(data) > MEMBERS[name] for name, data in members.items()) or _unfit(manifest, members):
         raise ValueError(f"not the members of a bundle: { {name: len(data) for name, data in members.items()} }")
     files = {name: FileSpec(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(members.items())}
     manifest = msgspec.structs.replace(manifest, files=files)
@@ -283,18 +309,36 @@ def verify(data: bytes) -> tuple[Manifest, dict[str, bytes]]:
                     raise BundleError(f"{entry.filename} has {entry.file_size} bytes; {MEMBERS[entry.filename]} is the limit")
             if len(set(names)) != len(names):
                 raise BundleError("a member appears twice")
-            if missing := set(MEMBERS) - OPTIONAL - set(names):
-                raise BundleError(f"{', '.join(sorted(missing))} is missing")
+            if missing := _missing(set(names)):
+                raise BundleError(f"{missing} is missing")
             members = {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise BundleError(f"not a bundle, or a damaged one: {error}") from None
     manifest = _manifest(members.pop("manifest.json"))
     if set(manifest.files) != set(members):
         raise BundleError("the manifest does not name the members that are there")
+    if unfit := _unfit(manifest, members):
+        raise BundleError(unfit)
     for name, content in members.items():
         if len(content) != manifest.files[name].size or hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
             raise BundleError(f"{name} is not the file that the manifest names: damaged or tampered with")
     return manifest, members
+
+
+def _missing(names: set[str]) -> str | None:
+    """What a bundle of these members lacks."""
+    required = set(MEMBERS) - MODELS - OPTIONAL - names
+    if not MODELS & names:
+        required.add(" or ".join(sorted(MODELS)))
+    return ", ".join(sorted(required)) or None
+
+
+def _unfit(manifest: Manifest, members: Mapping[str, bytes]) -> str | None:
+    """What is wrong when the manifest names a runtime whose model is not there."""
+    for name in manifest.runtimes:
+        if name in RUNTIMES and RUNTIMES[name].member not in members:
+            return f"manifest.json names {name}, but {RUNTIMES[name].member} is not there"
+    return None
 
 
 def _read(path: Path) -> bytes:

@@ -1,16 +1,17 @@
-"""A training run → a bundle: export, int8, parity with float, pack.
+"""A training run → a bundle: export, int8, parity with what was trained, pack.
 
-    RUN ──(prune)──▶ ──export──▶ fp32 ONNX ──ranges, int8──▶ int8 ONNX ──parity──▶ the better of the two ──pack──▶ .amiss
-                       └───────────── qat, when int8 is over budget ◀────────┘
-                                                                                           └── stream, if it is causal ──┘
+    RUN ──(prune)──▶ ──export──▶ fp32 ONNX ────ranges, int8────▶ int8 ONNX ────┐
+                  │    └──── qat, when int8 is over budget ◀───────┘           │
+                  └──tflite──▶ float .tflite ──ranges──▶ int8 .tflite ──parity──▶ the better precision ──pack──▶ .amiss
+                                                                                     └── stream, if it is causal ──┘
 
-Only `prune`, `export` and `qat` need PyTorch; `ranges`, `int8`, `compact`, `parity` and `pack` run where nobody trains.
+Only `prune`, `export`, `tflite` and `qat` need PyTorch; `ranges`, `int8`, `compact`, `parity`, `choice` and `pack` do without.
 """
 
 import hashlib
-import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,10 +19,14 @@ import msgspec
 
 from edge.bundle import Bundle
 from edge.errors import DataError, GateError
+from edge.scoring.backends import RUNTIMES, installed, run_in_slices
 from edge.signal import Float32
+from quantize.choice import Counted, Precision, choose_all, lost
 from quantize.emulation import EmulationError, Emulator, find
-from quantize.parity import Budget, Parity
-from quantize.target import Board, Instructions, refusals
+from quantize.models import FORMATS, Models, make_models, retrain
+from quantize.parity import Matrix, Parity
+from quantize.target import Board, Instructions
+from trainer.recipe import Budget
 
 if TYPE_CHECKING:
     from quantize.prune import Pruning
@@ -46,15 +51,20 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
     export_difference: float
     """Between torch and ONNX Runtime, relative to the largest output."""
     model_bytes: int
+    """Of all models in the bundle."""
+    runtimes: tuple[str, ...]
     bundle_bytes: int
     calibration_windows: int
     parity: Parity | None
     """`None` when there is no int8 model to compare, see `reason`."""
     pruned: "Pruning | None" = None
     """What was taken away before; `None` when nothing was to be."""
+    matrix: Matrix
+    """Every model beside what was trained."""
     target: str = ""
     """The board it was made for; empty: none in particular."""
-    instructions: Instructions | None = None
+    instructions: dict[str, Instructions] = {}
+    """By runtime, on the target's processor."""
     not_counted: str = ""
     """Why there are none, when there is a target."""
 
@@ -77,8 +87,9 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _target(self) -> dict[str, str]:
-        if self.instructions is not None:
-            return {"target": f"{self.target}: {self.instructions.lines()} ({self.instructions.processor}, emulated)"}
+        if self.instructions:
+            each = [f"{runtime}: {n.lines()} ({n.processor}, emulated)" for runtime, n in self.instructions.items()]
+            return {"target": f"{self.target}; {'; '.join(each)}"}
         if self.parity is not None and self.target:
             return {"target": f"{self.target}; time on this machine decided, instructions were not counted: {self.not_counted}"}
         return {"target": self.target} if self.target else {}
@@ -88,6 +99,7 @@ class Quantized(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.bundle}: {self.precision} ({self.reason})",
             f"  digest             {self.digest}",
             *(f"  {key:18} {value}" for key, value in self.table().items()),
+            *(f"  {'beside trained':18} {line}" for line in self.matrix.lines()),
             f"  calibrated on      {self.calibration_windows} windows",
         ]
 
@@ -97,7 +109,8 @@ def quantize(
     out: Path,
     progress: "Report | None" = None,
     *,
-    precision: Literal["auto", "int8", "float32"] = "auto",
+    precision: Precision = "auto",
+    runtime: Literal["onnx", "tflite", "both"] | None = None,
     budget: Budget | None = None,
     name: str | None = None,
     version: str = "1",
@@ -106,21 +119,15 @@ def quantize(
     arm64: Callable[[], Emulator] = find,
 ) -> Quantized:
     """Write the bundle `out` from the training run `run`, whole or not at all. What is taken away first says `prune`, or, when
-    that is `None`, the run's recipe.
+    that is `None`, the run's recipe; so with `runtime` and `budget`.
 
     `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. What is
-    over budget is trained to be int8 first, for `qat.steps` of the recipe. With a `target` int8 must not be slower there, by
-    instructions if `arm64` finds what counts them. Raises
-    `NoInputError`, `DataError` for a run that cannot be read, `GateError` when the exported model differs from the trained one.
+    over budget is trained to be int8 first, for `qat.steps` of the recipe, when only ONNX is made. With a `target` int8 must
+    not be slower there, by instructions if `arm64` finds what counts them. Raises `NoInputError`, `DataError` for a run that
+    cannot be read, `GateError` when what would be shipped is over budget or an exported model differs from the trained one.
     """
     # Here and not above: the other modules of this package are imported through it, and they do without torch.
-    from quantize.compact import compact
-    from quantize.export import export
-    from quantize.int8 import quantize_int8
     from quantize.pack import Description, pack
-    from quantize.parity import compare
-    from quantize.ranges import representative
-    from quantize.stream import export_stream
     from trainer.checkpoint import load_detector, load_windows
     from trainer.progress import Step
 
@@ -132,6 +139,12 @@ def quantize(
     tell(0, "reading the run")
     detector, info = load_detector(run)
     fit, calibration, position = load_windows(run)
+    runtimes = _in_order(FORMATS[runtime or info.recipe.runtime], target)
+    budget = budget or info.recipe.budget
+    if "litert" in runtimes:
+        from quantize.tflite import require_convertible
+
+        require_convertible(detector)
     parameters, pruned = info.parameters, None
     settings = prune or info.recipe.prune
     if settings.target != "none":
@@ -141,54 +154,37 @@ def quantize(
         stopwatch = Stopwatch(fit, calibration, int8=precision != "float32")
         detector, pruned = cut_down(detector, info.recipe, fit, calibration, settings, stopwatch, progress)
         parameters = pruned.after.parameters
-    with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
-        float_path, int8_path = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        tell(1, "exporting to ONNX")
-        exported = export(detector, calibration[:64], float_path)
-        models = {"float32": compact(float_path.read_bytes())}
-        tell(2, "choosing int8 ranges")
-        measured: Parity | str
-        before = ""
+    tell(1, "exporting, choosing int8 ranges")
+    # What takes fewer instructions there may be slow here; then it is a figure from there that has to say so.
+    activations = target.activations if target is not None and emulator is not None else "unsigned"
+    models, difference = make_models(detector, runtimes, fit, calibration, activations)
+    here = [name for name in runtimes if installed(name)]
+    tell(2, "comparing int8 with float")
+    measured = beside_float(models, here, fit, calibration, info.recipe.scorer)
+    also = ""
+    if precision != "float32" and runtimes == ("onnxruntime",) and not detector.causal:
+        also = _regain(detector, info, models, measured, fit, calibration, budget, lambda text: tell(2, text))
+    counted: Counted = not_counted
+    if target is not None and emulator is not None:
+        tell(3, f"counting instructions on {target.processor}")
         try:
-            # What takes fewer instructions there may be slow here; then it is a figure from there that has to say so.
-            activations = target.activations if target is not None and emulator is not None else "unsigned"
-            quantize_int8(float_path, representative(fit), int8_path, activations=activations)
-        except GateError as error:
-            measured = str(error)
-        else:
-            # A stream is made of nodes that still have their names, and is to equal what ships to the last digit.
-            models["int8"] = int8_path.read_bytes() if detector.causal else compact(int8_path.read_bytes())
-            tell(3, "comparing int8 with float")
-            measured = compare(models["float32"], models["int8"], fit, calibration, info.recipe.scorer)
-            steps, lost = info.recipe.qat.steps, _lost(measured, budget or Budget())
-            if precision != "float32" and steps and lost and not detector.causal:
-                try:
-                    trained = retrain(detector, info, fit, calibration, Path(folder), lambda text: tell(3, text))
-                except (DataError, GateError) as error:
-                    before = f"; quantization-aware training came to nothing: {error}"
-                else:
-                    again = compare(models["float32"], trained, fit, calibration, info.recipe.scorer)
-                    still = _lost(again, budget or Budget())
-                    if still:
-                        before = f"; after {steps} steps of quantization-aware training still: {still}"
-                    else:
-                        before = f"; after {steps} steps of quantization-aware training; without them: {lost}"
-                        models["int8"], measured = trained, again
-        instructions: Instructions | None = None
-        if target is not None and emulator is not None and "int8" in models:
-            tell(3, f"counting instructions on {target.processor}")
-            try:
-                instructions = _count(emulator, models, fit, target)
-            except EmulationError as error:
-                not_counted = str(error)
-        made_for = None if target is None else (target, instructions or not_counted)
-        shipped, reason = choose(measured, precision, budget or Budget(), made_for, before)
-        tell(4, "packing")
-        stream, stream_hop = None, 0
-        if detector.causal:
-            stream_path = Path(folder) / "stream.onnx"
-            stream_hop = export_stream(detector, models[shipped], calibration[:8], stream_path).hop
-            stream = stream_path.read_bytes()
+            counted = _count(emulator, models, here, fit, target)
+        except EmulationError as error:
+            counted = str(error)
+    tell(3, "comparing with what was trained")
+    table = beside_trained(detector, models, here, fit, calibration, info.recipe.scorer)
+    shipped, reason = choose_all(measured, table, precision, budget, target, counted, also)
+    members = {member: made[shipped] for member, made in models.items()}
+    first = here[0]
+    tell(4, "packing")
+    stream, stream_hop = None, 0
+    if detector.causal and "model.onnx" in members and "litert" not in runtimes:
+        from quantize.stream import export_stream
+
+        with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
+            path = Path(folder) / "stream.onnx"
+            stream_hop = export_stream(detector, members["model.onnx"], calibration[:8], path).hop
+            stream = path.read_bytes()
     about = Description(
         name=name or out.stem,
         version=version,
@@ -203,12 +199,13 @@ def quantize(
         precision=shipped,
         precision_reason=reason,
         target=target.name if target is not None else "",
+        runtimes=runtimes,
         lineage=lineage(run, info),
-        metrics=_metrics(measured)
-        | {"float_bytes": len(models["float32"]), "parameters": parameters}
+        metrics=_metrics(measured[first])
+        | {"float_bytes": len(models[RUNTIMES[first].member]["float32"]), "parameters": parameters}
         | (pruned.metrics() if pruned else {}),
     )
-    digest = pack(out, models[shipped], fit, calibration, position, about, stream=stream)
+    digest = pack(out, members, fit, calibration, position, about, stream=stream)
     tell(5, "done")
     return Quantized(
         bundle=str(out),
@@ -216,47 +213,53 @@ def quantize(
         precision=shipped,
         reason=reason,
         parameters=parameters,
-        export_difference=exported.difference,
-        model_bytes=len(models[shipped]),
+        export_difference=difference,
+        model_bytes=sum(map(len, members.values())),
+        runtimes=runtimes,
         bundle_bytes=out.stat().st_size,
         calibration_windows=Bundle.open(out).calibrator.windows,
-        parity=None if isinstance(measured, str) else measured,
+        parity=found if isinstance(found := measured[first], Parity) else None,
+        matrix=table,
         pruned=pruned,
         target=target.name if target is not None else "",
-        instructions=instructions,
-        not_counted=not_counted,
+        instructions={} if isinstance(counted, str) else dict(counted),
+        not_counted=counted if isinstance(counted, str) else "",
     )
 
 
-def retrain(
+def _in_order(runtimes: tuple[str, ...], target: Board | None) -> tuple[str, ...]:
+    """The target's order; one that it does not name comes behind."""
+    wanted = target.runtimes if target is not None else ()
+    return tuple(sorted(runtimes, key=lambda name: wanted.index(name) if name in wanted else len(wanted)))
+
+
+def _regain(
     detector: "Detector",
     info: "RunInfo",
+    models: Models,
+    measured: dict[str, Parity | str],
     fit: Float32,
     calibration: Float32,
-    folder: Path,
+    budget: Budget,
     tell: Callable[[str], None],
-) -> bytes:
-    """The int8 model of a detector that was trained on to be int8, with the ranges that it learned: unsigned, as it learned."""
-    from quantize.compact import compact
-    from quantize.export import export
-    from quantize.int8 import quantize_int8
-    from quantize.qat import adapt
-    from quantize.ranges import representative
+) -> str:
+    """Train what int8 lost, if it is over budget and training helps; what came of it, to be said behind the reason."""
+    from quantize.parity import compare
 
-    adapted = adapt(
-        detector,
-        info.recipe,
-        fit,
-        lambda step: tell(f"int8 is over budget; quantization-aware training {step.step}/{step.steps}: {step.text}"),
-    )
-    export(adapted.detector, calibration[:64], folder / "adapted.onnx")
-    quantize_int8(folder / "adapted.onnx", representative(fit), folder / "adapted-int8.onnx", adapted.ranges)
-    return compact((folder / "adapted-int8.onnx").read_bytes())
-
-
-def _lost(measured: Parity, budget: Budget) -> str:
-    """What is over budget and can be learned, which speed cannot: and what a clock measured does not go into the bundle."""
-    return "; ".join(measured.failures(msgspec.structs.replace(budget, slower=math.inf)))
+    before, steps = measured["onnxruntime"], info.recipe.qat.steps
+    if isinstance(before, str) or not steps or not (over := lost(before, budget)):
+        return ""
+    try:
+        with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
+            trained = retrain(detector, info, fit, calibration, Path(folder), tell)
+    except (DataError, GateError) as error:
+        return f"; quantization-aware training came to nothing: {error}"
+    made = models["model.onnx"]
+    again = compare(made["float32"], trained, fit, calibration, info.recipe.scorer)
+    if still := lost(again, budget):
+        return f"; after {steps} steps of quantization-aware training still: {still}"
+    made["int8"], measured["onnxruntime"] = trained, again
+    return f"; after {steps} steps of quantization-aware training; without them: {over}"
 
 
 def _emulator(target: Board | None, arm64: Callable[[], Emulator]) -> tuple[Emulator | None, str]:
@@ -269,10 +272,50 @@ def _emulator(target: Board | None, arm64: Callable[[], Emulator]) -> tuple[Emul
         return None, str(error)
 
 
-def _count(emulator: Emulator, models: Mapping[str, bytes], windows: Float32, target: Board) -> Instructions:
+def _count(
+    emulator: Emulator, models: Models, runtimes: Sequence[str], windows: Float32, target: Board
+) -> dict[str, Instructions]:
+    """By runtime. tflite-runtime has no wheel for the system that is emulated."""
     assert target.processor is not None
-    found = emulator.instructions(models, windows[:1], target.processor)
-    return Instructions(processor=target.processor, float32=found["float32"][1], int8=found["int8"][1])
+    counted = {}
+    for name in runtimes:
+        made = models[RUNTIMES[name].member]
+        if "int8" in made and name != "tflite-runtime":
+            both = {precision: made[precision] for precision in ("float32", "int8")}
+            found = emulator.instructions(both, windows[:1], target.processor)
+            counted[name] = Instructions(processor=target.processor, float32=found["float32"][1], int8=found["int8"][1])
+    return counted
+
+
+def beside_float(
+    models: Models, runtimes: Sequence[str], fit: Float32, calibration: Float32, scorer: str
+) -> dict[str, Parity | str]:
+    """By runtime: int8 beside float, or why there is no int8."""
+    from quantize.parity import compare
+
+    found: dict[str, Parity | str] = {}
+    for name in runtimes:
+        made = models[RUNTIMES[name].member]
+        whole, small = made["float32"], made.get("int8")
+        found[name] = compare(whole, small, fit, calibration, scorer) if small else made["why"].decode()
+    return found
+
+
+def beside_trained(
+    detector: "Detector", models: Models, runtimes: Sequence[str], fit: Float32, calibration: Float32, scorer: str
+) -> Matrix:
+    """Every model beside what was trained. One head serves them all, as in the bundle: that of the first runtime."""
+    from quantize.export import outputs_of
+    from quantize.parity import Contestant, matrix
+
+    contestants = []
+    for name in runtimes:
+        made = models[RUNTIMES[name].member]
+        for precision in (key for key in ("float32", "int8") if key in made):
+            run = partial(run_in_slices, RUNTIMES[name].open(made[precision]))
+            head = None if name == runtimes[0] else f"{runtimes[0]} {precision}"
+            contestants.append(Contestant(name, precision, len(made[precision]), run, head))
+    return matrix(partial(outputs_of, detector), contestants, fit, calibration, scorer)
 
 
 def _metrics(measured: Parity | str) -> dict[str, float]:
@@ -284,46 +327,6 @@ def _metrics(measured: Parity | str) -> dict[str, float]:
         "verdict_flips": measured.flips,
         "int8_bytes": measured.int8_bytes,
     }
-
-
-def choose(
-    measured: Parity | str,
-    precision: Literal["auto", "int8", "float32"],
-    budget: Budget,
-    made_for: tuple[Board, Instructions | str] | None = None,
-    also: str = "",
-) -> tuple[str, str]:
-    """Precision to ship, and why. Without an int8 model `measured` is the reason. `made_for` is a board and what was counted on
-    its processor, or why nothing was; `also` is said behind what was measured.
-
-    Raises `GateError` when `int8` was asked for and there is none, or it is over budget.
-    """
-    if precision == "float32":
-        return "float32", "asked for"
-    if isinstance(measured, str):
-        if precision == "int8":
-            raise GateError(f"no int8 model: {measured}")
-        return "float32", measured
-    if made_for is not None:
-        return _choose_for(*made_for, measured, precision, budget)
-    if precision == "int8":
-        measured.require(budget)
-    if failures := measured.failures(budget):
-        return "float32", f"int8 was over budget: {'; '.join(failures)}{also}"
-    # Nothing that a clock measured goes into the bundle: the same run is to give the same bytes.
-    return "int8", (
-        f"{1 - measured.flips:.1%} of {measured.windows} verdicts as in float, {measured.int8_bytes} bytes instead of "
-        f"{measured.float_bytes}{also}"
-    )
-
-
-def _choose_for(board: Board, counted: Instructions | str, measured: Parity, precision: str, budget: Budget) -> tuple[str, str]:
-    if failures := refusals(board, measured, counted, budget):
-        if precision == "int8":
-            raise GateError(f"int8 is not for {board.name}: {'; '.join(failures)}")
-        return "float32", f"int8 is not for {board.name}: {'; '.join(failures)}"
-    cost = "instructions were not counted" if isinstance(counted, str) else f"{counted.lines()} on {counted.processor}"
-    return "int8", f"for {board.name}: {1 - measured.flips:.1%} of {measured.windows} verdicts as in float; {cost}"
 
 
 def lineage(run: Path, info: "RunInfo") -> dict[str, str]:

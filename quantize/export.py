@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edge.errors import GateError
-from edge.scoring.backends import OUTPUTS, open_backend
+from edge.scoring.backends import OUTPUTS, Outputs, open_backend
 from edge.signal import Float32
 from trainer.encoders.tcn import Block
 from trainer.model import Detector
@@ -25,6 +25,8 @@ from trainer.model import Detector
 TOLERANCE = 1e-4
 """Largest difference between torch and ONNX Runtime, relative to the largest output."""
 MAX_BATCH = 4096
+AT_ONCE = 256
+"""Windows that torch is given at a time: what lies between its layers takes memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +58,29 @@ def export(detector: Detector, windows: Float32, out: Path) -> Exported:
             verbose=False,
         )
     _strip(out)
-    with torch.no_grad():
-        wanted = [tensor.numpy() for tensor in detector(torch.from_numpy(np.array(windows)))]
-    got = open_backend(out.read_bytes()).run(np.array(windows))
+    return Exported(out.stat().st_size, require_equal(detector, windows, open_backend(out.read_bytes()).run(np.array(windows))))
+
+
+def require_equal(detector: Detector, windows: Float32, got: Outputs) -> float:
+    """The largest difference of `got` from what the trained module says of `windows`, relative to the largest output.
+
+    Raises `GateError` when it is more than `TOLERANCE`.
+    """
+    wanted = outputs_of(detector, windows).arrays()
     difference = max(
-        float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-6))
-        for a, b in zip(got.arrays().values(), wanted, strict=True)
+        float(np.abs(array - wanted[name]).max() / max(float(np.abs(wanted[name]).max()), 1e-6))
+        for name, array in got.arrays().items()
     )
     if not difference <= TOLERANCE:
         raise GateError(f"the exported model differs from the trained one by {difference:.2g}, {TOLERANCE:g} is allowed")
-    return Exported(out.stat().st_size, difference)
+    return difference
+
+
+def outputs_of(detector: Detector, windows: Float32) -> Outputs:
+    """What the trained module itself says of windows (B, C, N): what every file made from it is compared with."""
+    parts = [torch.from_numpy(np.array(windows[at : at + AT_ONCE])) for at in range(0, len(windows), AT_ONCE)]
+    with torch.no_grad():
+        return Outputs.concatenate([Outputs(*(tensor.numpy() for tensor in detector.eval()(part))) for part in parts])
 
 
 def fold(detector: Detector) -> Detector:

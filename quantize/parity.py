@@ -1,10 +1,14 @@
-"""Does the int8 model say what the float model says?
+"""Does the model that ships say what the trained one says, in int8 as in float, whatever runs it?
 
-What counts is the verdict on a window. Each model gets a scorer and a calibrator of its own, fitted on its own outputs, as it
-would be shipped; then both judge the same windows, normal ones that were held back and the same with a fault injected.
+What counts is the verdict on a window. `compare` lays an int8 model beside its float one: each gets a scorer and a calibrator
+of its own, fitted on its own outputs, as it would be shipped; then both judge the same windows, normal ones that were held back
+and the same with a fault injected. `matrix` lays every model and runtime beside the module that was trained, over three groups
+of windows and with two scorers: the bundle's own, and one that hears the encoder too, which the bundle's own may not.
 """
 
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -12,28 +16,18 @@ import numpy.typing as npt
 
 from edge.errors import GateError
 from edge.scoring.alerts import DEFAULT_P_VALUE
-from edge.scoring.backends import Backend, open_backend, run_in_slices
+from edge.scoring.backends import Backend, Outputs, open_backend, run_in_slices
 from edge.scoring.calibrate import Calibrator
+from edge.scoring.ensemble import Ensemble
+from edge.scoring.inject import noise, usual_spread
 from edge.signal import Bool, Float32, Float64
-from quantize.fitting import fit_to
+from quantize.fitting import fit_to, thinned
 from quantize.ranges import representative
+from trainer.recipe import Budget
 
 ROUNDS = 300
-
-
-class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """How far int8 may be from float."""
-
-    embedding_error: float = 0.15
-    """Of the part of an embedding that tells windows apart."""
-    rank_correlation: float = 0.98
-    """At least so well do the scores agree on which window is stranger."""
-    flips: float = 0.03
-    """Share of windows on which the verdict differs."""
-    slower: float = 1.05
-    """int8 ÷ float, in time for one window."""
-    unnoticed_us: float = 10.0
-    """… unless it is less than this. A device judges tens of windows a second; the smaller model is worth more than this."""
+LEARNED = "mahalanobis(features)"
+"""A scorer that hears what the encoder learned. A recipe's default hears nothing of it, and would pass an encoder of zeros."""
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +113,198 @@ def compare(
         float_bytes=len(float_model),
         int8_bytes=len(int8_model),
     )
+
+
+Run = Callable[[Float32], Outputs]
+"""Windows (B, C, N), any number of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A model under a runtime."""
+
+    runtime: str
+    precision: str
+    size: int
+    """Bytes of the model."""
+    run: Run
+    head: str | None = None
+    """`runtime precision` of the one whose scorer and calibrator it is judged with, as when both are in one bundle; `None`: its
+    own."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One contestant on one group of windows. By scorer, where there are several figures."""
+
+    embedding_error: float
+    """RMS error of the embedding ÷ its RMS distance from the mean of normal windows, each dimension in its own spread."""
+    rank_correlation: dict[str, float]
+    """Spearman's, of the scores. Of normal windows alone it is the lowest: they differ by little."""
+    flips: dict[str, float]
+    """Share of windows on which the verdict differs."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One contestant."""
+
+    runtime: str
+    precision: str
+    bytes: int
+    groups: dict[str, Cell]
+    embedding_error: float
+    """On normal and anomalous windows together."""
+    rank_correlation: dict[str, float]
+    """The same."""
+    auroc_loss: dict[str, float]
+    """How much worse it tells injected faults from normal windows; below 0 when it does better."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+    def failures(self, budget: Budget) -> list[str]:
+        """What is over budget, one phrase each."""
+        found = []
+        if not self.embedding_error <= budget.embedding_error:
+            found.append(f"embedding error {self.embedding_error:.3f}, {budget.embedding_error:g} is allowed")
+        for scorer, value in self.rank_correlation.items():
+            if not value >= budget.rank_correlation:
+                found.append(f"rank correlation {value:.4f} with {scorer}, {budget.rank_correlation:g} is needed")
+        for scorer, value in self.auroc_loss.items():
+            if not value <= budget.auroc_loss:
+                found.append(f"AUROC of injected faults {value:.4f} lower with {scorer}, {budget.auroc_loss:g} is allowed")
+        for group, cell in self.groups.items():
+            for scorer, value in cell.flips.items():
+                if not value <= budget.flips:
+                    found.append(
+                        f"{value:.1%} of the verdicts on {group} windows differ with {scorer}, {budget.flips:.1%} is allowed"
+                    )
+        return [f"{self.name}: {failure}" for failure in found]
+
+
+class Matrix(msgspec.Struct, frozen=True, kw_only=True):
+    windows: dict[str, int]
+    """By group."""
+    rows: tuple[Row, ...]
+
+    def failures(self, budget: Budget, precision: str | None = None) -> list[str]:
+        """What is over budget in this precision, or in any."""
+        return [failure for row in self.rows if precision in (None, row.precision) for failure in row.failures(budget)]
+
+    def lines(self) -> list[str]:
+        """For a person: one line a contestant, the worst of its figures."""
+        return [
+            f"{row.name:22} {row.bytes / 1000:4.0f} kB, embedding error {row.embedding_error:.3f}, "
+            f"rank correlation {min(row.rank_correlation.values()):.4f}, "
+            f"flips {max(value for cell in row.groups.values() for value in cell.flips.values()):.1%}, "
+            f"AUROC loss {max(row.auroc_loss.values()):.4f}"
+            for row in self.rows
+        ]
+
+
+def matrix(
+    trained: Run, contestants: Sequence[Contestant], fit: Float32, calibration: Float32, scorer: str, *, seed: int = 1
+) -> Matrix:
+    """Each contestant beside what was `trained`; scorers are fitted on `fit`, calibrators on `calibration`, (n, C, N) both."""
+    fit, calibration = thinned(fit), thinned(calibration)
+    groups = windows_of(calibration, seed=seed)
+    scorers = tuple(dict.fromkeys((scorer, LEARNED)))
+    everything = np.concatenate([fit, calibration, *groups.values()])
+    ends = np.cumsum([len(part) for part in (fit, calibration, *groups.values())])
+
+    def run(contestant: Run) -> list[Outputs]:
+        outputs = contestant(everything)
+        return [outputs.part(slice(end - size, end)) for end, size in zip(ends, np.diff(ends, prepend=0), strict=True)]
+
+    def heads(outputs: list[Outputs]) -> dict[str, tuple[Ensemble, Calibrator]]:
+        fitted = {name: Ensemble.fit(name, *outputs[:2]) for name in scorers}
+        return {name: (ensemble, Calibrator.fit(ensemble.score(outputs[1]))) for name, ensemble in fitted.items()}
+
+    def judged(outputs: list[Outputs], with_: Mapping[str, tuple[Ensemble, Calibrator]]) -> dict[str, list[Float32]]:
+        return {name: [ensemble.score(part) for part in outputs[2:]] for name, (ensemble, _) in with_.items()}
+
+    def verdicts(scores: Float32, head: tuple[Ensemble, Calibrator]) -> Bool:
+        return head[1].p_value(scores) <= max(DEFAULT_P_VALUE, head[1].floor)
+
+    wanted = run(trained)
+    wanted_heads = heads(wanted)
+    wanted_scores = judged(wanted, wanted_heads)
+    found_heads: dict[str, dict[str, tuple[Ensemble, Calibrator]]] = {}
+    rows = []
+    for contestant in contestants:
+        outputs = run(contestant.run)
+        head = found_heads[contestant.name] = found_heads[contestant.head] if contestant.head else heads(outputs)
+        scores = judged(outputs, head)
+        cells = {}
+        for at, group in enumerate(groups):
+            cells[group] = Cell(
+                embedding_error=_embedding_error(wanted[2 + at : 3 + at], outputs[2 + at : 3 + at], wanted[2]),
+                rank_correlation={name: rank_correlation(wanted_scores[name][at], scores[name][at]) for name in scorers},
+                flips={
+                    name: float(
+                        (verdicts(wanted_scores[name][at], wanted_heads[name]) != verdicts(scores[name][at], head[name])).mean()
+                    )
+                    for name in scorers
+                },
+            )
+        rows.append(
+            Row(
+                runtime=contestant.runtime,
+                precision=contestant.precision,
+                bytes=contestant.size,
+                groups=cells,
+                embedding_error=_embedding_error(wanted[2:4], outputs[2:4], wanted[2]),
+                rank_correlation={
+                    name: rank_correlation(np.concatenate(wanted_scores[name][:2]), np.concatenate(scores[name][:2]))
+                    for name in scorers
+                },
+                auroc_loss={name: told_apart(*wanted_scores[name][:2]) - told_apart(*scores[name][:2]) for name in scorers},
+            )
+        )
+    return Matrix(windows={group: len(x) for group, x in groups.items()}, rows=tuple(rows))
+
+
+def windows_of(calibration: Float32, seed: int = 1) -> dict[str, Float32]:
+    """The three groups, of equal size: normal, with a fault, and with what a sensor in trouble gives."""
+    # Other faults than those that the ranges were collected on: another seed, other windows.
+    both = representative(calibration, seed=seed)
+    normal, anomalous = both[: len(both) // 2], both[len(both) // 2 :]
+    return {"normal": normal, "anomalous": anomalous, "stress": stressed(normal, np.random.default_rng(seed))}
+
+
+def stressed(windows: Float32, rng: np.random.Generator) -> Float32:
+    """(B, C, N) → in trouble, the kinds in turn: noise, a reading of 0 for a while, other gain, a spike of 10⁶ spreads."""
+    spread = usual_spread(windows)
+    found = windows.copy()
+    for i, x in enumerate(found):
+        channel, start = rng.integers(len(x)), rng.integers(x.shape[1])
+        if i % 4 == 0:
+            found[i] = noise(x, 3 * spread, rng)
+        elif i % 4 == 1:
+            x[channel, start:] = 0.0
+        elif i % 4 == 2:
+            x[channel] *= rng.uniform(0.5, 2)
+        else:
+            x[channel, start] += 1e6 * spread[channel]
+    return found
+
+
+def told_apart(normal: Float32, strange: Float32) -> float:
+    """AUROC: the chance that one of the strange scores higher than one of the normal, by Mann and Whitney's U."""
+    ranks = _ranks(np.concatenate([normal, strange]))[len(normal) :]
+    return float((ranks.mean() - (len(strange) + 1) / 2) / len(normal))
+
+
+def _embedding_error(wanted: Sequence[Outputs], got: Sequence[Outputs], normal: Outputs) -> float:
+    a, b = (np.concatenate([part.embedding for part in parts]).astype(np.float64) for parts in (wanted, got))
+    ordinary = normal.embedding.astype(np.float64)
+    spread = np.maximum(ordinary.std(axis=0), 1e-6)
+    error = np.sqrt((((b - a) / spread) ** 2).mean())
+    return float(error / max(np.sqrt((((a - ordinary.mean(axis=0)) / spread) ** 2).mean()), 1e-12))
 
 
 def rank_correlation(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:

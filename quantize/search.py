@@ -49,11 +49,10 @@ from edge.files import at_once
 from edge.sensing.recordings import find_recordings
 from quantize import quantize
 from quantize.measure import Cost, Figures, measure
-from quantize.parity import Budget
 from quantize.space import Choice, Scalar, Space, recipe_at, values_of
 from trainer.checkpoint import load_windows
 from trainer.progress import Report, Step
-from trainer.recipe import Recipe, as_toml
+from trainer.recipe import Budget, Recipe, as_toml
 from trainer.train import train
 
 Attempt = Callable[[Recipe, Callable[[str], None]], Figures]

@@ -17,7 +17,8 @@ from msgspec import Meta
 
 from edge.config import refuse_unknown_keys
 from edge.errors import ConfigError, UsageError
-from quantize.parity import Budget, Parity
+from quantize.parity import Parity
+from trainer.recipe import Budget
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
 

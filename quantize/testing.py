@@ -9,9 +9,10 @@ from edge.scoring.backends import OUTPUTS, open_backend
 from edge.signal import Float32
 from quantize.export import TOLERANCE, export
 from quantize.int8 import quantize_int8
-from quantize.parity import Budget, compare
+from quantize.parity import compare
 from quantize.ranges import representative
 from trainer.model import Detector
+from trainer.recipe import Budget
 
 
 def check_export(detector: Detector, windows: Float32, folder: Path) -> Path:

@@ -13,15 +13,14 @@ from edge.errors import DataError, UsageError
 from edge.operating.commission import commission
 from edge.sensing.recordings import find_recordings
 from quantize import quantize
-from quantize.parity import Budget
 from trainer.evaluate import learned_from, sha256_of
 from trainer.progress import Report, Step
-from trainer.recipe import PruneRecipe
+from trainer.recipe import Budget, PruneRecipe
 from trainer.report import Twins
 
 WHOLE = PruneRecipe()
 """Whatever was taken away, the twins are what was trained, and what was drawn; recovering would train the latter."""
-ANY = Budget(embedding_error=math.inf, rank_correlation=-1.0, flips=1.0, slower=math.inf)
+ANY = Budget(embedding_error=math.inf, rank_correlation=-1.0, flips=1.0, auroc_loss=1.0, slower=math.inf)
 """What nobody trained need not be good in int8."""
 
 

@@ -209,6 +209,23 @@ class QatRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     lr: Positive = 1e-3
 
 
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far what is compressed may be from what was trained; `quantize.parity` measures it."""
+
+    embedding_error: Annotated[float, Meta(ge=0)] = 0.15
+    """Of the part of an embedding that tells windows apart."""
+    rank_correlation: Annotated[float, Meta(ge=-1, le=1)] = 0.98
+    """At least so well do the scores agree on which window is stranger."""
+    flips: Annotated[float, Meta(ge=0, le=1)] = 0.03
+    """Share of windows on which the verdict differs."""
+    auroc_loss: Annotated[float, Meta(ge=0, le=1)] = 0.02
+    """By so much may the AUROC of injected faults be lower."""
+    slower: Annotated[float, Meta(ge=0)] = 1.05
+    """int8 ÷ float, in time for one window."""
+    unnoticed_us: Annotated[float, Meta(ge=0)] = 10.0
+    """… unless it is less than this. A device judges tens of windows a second; the smaller model is worth more than this."""
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of recipe.toml; an empty file is a recipe."""
 
@@ -235,6 +252,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """`scorer(view)`, several joined by `+`: see `edge/scoring/ensemble.py`."""
     smoothing: Annotated[float, Meta(ge=0, le=64)] = 1.0
     """Windows' lengths from the oldest to the newest of the windows whose scores are averaged; 0 for none."""
+    runtime: Literal["onnx", "tflite", "both"] = "onnx"
+    """What `amiss quantize` writes when it is not told."""
+    budget: Budget = Budget()
 
     @property
     def smoothing_samples(self) -> int:

@@ -68,6 +68,7 @@ def commission(bundle_path: Path, normal: list[Path], out: Path, *, trusted: boo
         manifest,
         calibration_windows=head.calibrator.windows,
         calibration_floor=head.calibrator.floor,
+        golden_tolerances=_tolerances(bundle),
         lineage=manifest.lineage | {"commissioned_from": bundle.digest} | vouched | digests,
     )
     digest = write_bundle(out, manifest, members)
@@ -81,3 +82,9 @@ def _left_out(head: Head) -> str:
     if not head.foreign:
         return ""
     return f"{head.foreign} windows left out because they look unlike the rest (--trusted keeps them); "
+
+
+def _tolerances(bundle: Bundle) -> dict[str, float]:
+    """The golden scores are of the runtime that is used here now: it has to meet them most closely, whichever did before."""
+    found = bundle.manifest.golden_tolerances
+    return {name: min(found.values()) if name == bundle.backend.name else max(found.values()) for name in found}

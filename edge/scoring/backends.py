@@ -1,6 +1,17 @@
-"""Run the model: a window in; out comes what there is to know about it, learned and measured."""
+"""Run the model: a window in; out comes what there is to know about it, learned and measured.
 
-from collections.abc import Sequence
+    model.onnx      OnnxBackend            onnxruntime, any number of windows at once
+    model.tflite    LiteRtBackend          ai-edge-litert, 64 bit
+                    TfliteRuntimeBackend   tflite-runtime, for 32-bit Arm; one window at a time, as LiteRT
+
+Each runs on one thread: on a small board the other cores belong to the reader, the broker and the user. This module and what it
+imports do with numpy 1 too, which tflite-runtime wants.
+"""
+
+import importlib.metadata
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +19,8 @@ import numpy as np
 
 from edge.errors import BundleError
 from edge.signal import Float32, Int64
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ class Backend(Protocol):
 
 
 class OnnxBackend:
-    """ONNX Runtime on one thread: on a small board the other cores belong to the reader, the broker and the user."""
+    """ONNX Runtime."""
 
     name = "onnxruntime"
 
@@ -100,9 +113,133 @@ def onnx_session(model: bytes) -> tuple[Any, str]:
     return session, str(onnxruntime.__version__)
 
 
+class _Interpreted:
+    """A .tflite file under the interpreter that LiteRT has from TensorFlow Lite. It takes one window at a time."""
+
+    name: str
+    package: str
+    """As pip knows it."""
+
+    def __init__(self, model: bytes, interpreter: Callable[..., Any]) -> None:
+        self._version = importlib.metadata.version(self.package)
+        try:
+            self._interpreter = interpreter(model_content=model, num_threads=1)
+            self._interpreter.allocate_tensors()
+            (signature,) = self._interpreter.get_signature_list()
+            # Only looked at: while it lives, the interpreter refuses to be run in any other way, and it is the slower one.
+            runner = self._interpreter.get_signature_runner(signature)
+            inputs, outputs = runner.get_input_details(), runner.get_output_details()
+            del runner
+        except (ValueError, RuntimeError) as error:
+            raise BundleError(f"{self.name} cannot load the model: {str(error).splitlines()[0]}") from None
+        if not set(outputs).issuperset(OUTPUTS):
+            raise BundleError(f"the model gives {', '.join(sorted(outputs))}; an encoder gives {', '.join(OUTPUTS)}")
+        given = [*inputs.values(), *(outputs[name] for name in OUTPUTS)]
+        if len(inputs) != 1 or any(each["dtype"] != np.float32 or each["shape"][0] != 1 for each in given):
+            raise BundleError("the model is not one of a single float32 window in and float32 out")
+        self._input: int = given[0]["index"]
+        self._shapes = [(each["index"], tuple(int(n) for n in each["shape"][1:])) for each in given[1:]]
+
+    def versions(self) -> dict[str, str]:
+        return {self.name: self._version}
+
+    def run(self, x: Float32) -> Outputs:
+        x = np.ascontiguousarray(x)
+        found = [np.empty((len(x), *shape), np.float32) for _, shape in self._shapes]
+        for at in range(len(x)):
+            self._interpreter.set_tensor(self._input, x[at : at + 1])
+            self._interpreter.invoke()
+            for array, (index, _) in zip(found, self._shapes, strict=True):
+                array[at] = self._interpreter.get_tensor(index)[0]
+        return Outputs(*found)
+
+
+class LiteRtBackend(_Interpreted):
+    """LiteRT, what became of TensorFlow Lite."""
+
+    name, package = "litert", "ai-edge-litert"
+
+    def __init__(self, model: bytes) -> None:
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError:
+            raise BundleError(f"the model needs LiteRT, which is not installed: {RUNTIMES[self.name].install}") from None
+        super().__init__(model, Interpreter)
+
+
+class TfliteRuntimeBackend(_Interpreted):
+    """tflite-runtime 2.14, the last one: the only runtime with wheels for 32-bit Arm.
+
+    With int8 weights under float activations (dynamic range) it computes matrix products wrongly and says nothing.
+    `quantize.tflite` never writes such a file.
+    """
+
+    name, package = "tflite-runtime", "tflite-runtime"
+
+    def __init__(self, model: bytes) -> None:
+        if int(np.__version__.partition(".")[0]) > 1:  # it can be imported, and ends the process when it is used
+            raise BundleError(f"tflite-runtime needs numpy 1, this is {np.__version__}: {RUNTIMES[self.name].install}")
+        try:
+            from tflite_runtime.interpreter import Interpreter
+        except ImportError:
+            raise BundleError(
+                f"the model needs tflite-runtime, which is not installed: {RUNTIMES[self.name].install}"
+            ) from None
+        super().__init__(model, Interpreter)
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    member: str
+    """Of a bundle; what it runs."""
+    module: str
+    """Whether it is installed is seen by this one."""
+    install: str
+    open: Callable[[bytes], Backend]
+
+
+RUNTIMES = {
+    "litert": Runtime("model.tflite", "ai_edge_litert", "pip install ai-edge-litert", LiteRtBackend),
+    "onnxruntime": Runtime("model.onnx", "onnxruntime", "pip install onnxruntime", OnnxBackend),
+    "tflite-runtime": Runtime(
+        "model.tflite", "tflite_runtime", "pip install tflite-runtime==2.14.0 'numpy<2'", TfliteRuntimeBackend
+    ),
+}
+"""By the name that a manifest has for it; where it says nothing, the fastest for one window comes first."""
+
+
+def installed(runtime: str) -> bool:
+    """Is it there, and with a numpy that it works with?"""
+    if runtime == "tflite-runtime" and int(np.__version__.partition(".")[0]) > 1:
+        return False
+    return importlib.util.find_spec(RUNTIMES[runtime].module) is not None
+
+
+def first_installed(runtimes: Sequence[str]) -> str:
+    """The first of these that this machine has; raises `BundleError` that says what to install when there is none."""
+    known = [name for name in runtimes if name in RUNTIMES]
+    for name in known:
+        if installed(name):
+            return name
+        log.info("%s is not installed; the next runtime that the bundle names is tried", name)
+    if not known:
+        raise BundleError(f"made for {', '.join(runtimes) or 'no runtime'}; this agent knows {', '.join(RUNTIMES)}")
+    cure = ", or ".join(RUNTIMES[name].install for name in known)
+    raise BundleError(f"the model needs {' or '.join(known)}, which is not installed: {cure}")
+
+
+def member_of(model: bytes) -> str:
+    """`model.tflite` or `model.onnx`: the former carries a mark."""
+    return "model.tflite" if model[4:8] == b"TFL3" else "model.onnx"
+
+
 def open_backend(model: bytes) -> Backend:
-    """A backend for the bytes of `model.onnx`, whose SHA-256 the caller has checked. Raises `BundleError`."""
-    return OnnxBackend(model)
+    """A backend for the bytes of a model, whose SHA-256 the caller has checked: of the first installed runtime that reads it.
+
+    Raises `BundleError`.
+    """
+    able = [name for name, runtime in RUNTIMES.items() if runtime.member == member_of(model)]
+    return RUNTIMES[first_installed(able)].open(model)
 
 
 def run_in_slices(backend: Backend, x: Float32, size: int = 32) -> Outputs:

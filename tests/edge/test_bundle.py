@@ -70,7 +70,9 @@ def put(name: str, content: bytes) -> Callable[[dict[str, bytes]], None]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (drop("model.onnx"), "model.onnx is missing"),
+        (drop("model.onnx"), "model.onnx or model.tflite is missing"),
+        (drop("head.npz"), "head.npz is missing"),
+        (put("model.tflite", b"x"), "the manifest does not name the members that are there"),
         (put("../../etc/passwd", b"x"), "unknown member"),
         (put("head.pkl", b"x"), "unknown member"),
         (put("model.onnx", b"x"), "model.onnx is not the file that the manifest names"),

@@ -9,13 +9,12 @@ import torch
 
 from edge.errors import GateError
 from quantize.export import export, fold
-from quantize.parity import Budget
 from quantize.testing import check_export, check_int8
 from trainer.checkpoint import load_detector
 from trainer.encoders import ENCODERS
 from trainer.model import Detector
 from trainer.pretexts import PRETEXTS
-from trainer.recipe import EncoderRecipe, PretextRecipe, PretextWeights, Recipe
+from trainer.recipe import Budget, EncoderRecipe, PretextRecipe, PretextWeights, Recipe
 
 
 @pytest.mark.parametrize(

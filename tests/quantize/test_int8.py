@@ -13,8 +13,9 @@ from edge.errors import GateError
 from edge.scoring.backends import open_backend
 from edge.scoring.inject import inject, usual_spread
 from quantize.int8 import quantize_int8
-from quantize.parity import Budget, Parity, compare, rank_correlation
+from quantize.parity import Parity, compare, rank_correlation
 from quantize.ranges import WindowReader, representative
+from trainer.recipe import Budget
 
 GOOD = Parity(
     windows=100,
@@ -159,7 +160,7 @@ def test_a_few_microseconds_are_nobodys_loss() -> None:
 def test_quantizing_needs_no_torch() -> None:
     code = (
         "import sys; import quantize.ranges, quantize.int8, quantize.compact, quantize.parity, quantize.pack; "
-        "print([m for m in ('torch', 'trainer') if m in sys.modules])"
+        "print([m for m in ('torch', 'trainer.model') if m in sys.modules])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]

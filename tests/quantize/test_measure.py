@@ -13,7 +13,8 @@ from edge.scoring.inject import INJECTIONS, usual_spread
 from edge.signal import Float32
 from quantize import quantize
 from quantize.measure import latency_us, measure, scores, spread_of
-from quantize.parity import Budget, rank_correlation
+from quantize.parity import rank_correlation
+from trainer.recipe import Budget
 
 
 @pytest.fixture(scope="module")

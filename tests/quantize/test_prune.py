@@ -17,7 +17,6 @@ from amiss import main
 from edge.bundle import Bundle
 from edge.errors import ConfigError
 from quantize import quantize
-from quantize.parity import Budget
 from quantize.prune import Group, Judge, Pruning, cut_to, groups, prune, run, without
 from quantize.testing import check_export
 from trainer.checkpoint import load_detector, load_windows
@@ -25,7 +24,7 @@ from trainer.encoders import ENCODERS
 from trainer.model import Detector
 from trainer.pretexts import PRETEXTS
 from trainer.progress import Step
-from trainer.recipe import EncoderRecipe, PretextRecipe, PretextWeights, PruneRecipe, Recipe, TrainingRecipe, pruning
+from trainer.recipe import Budget, EncoderRecipe, PretextRecipe, PretextWeights, PruneRecipe, Recipe, TrainingRecipe, pruning
 
 KINDS = [*((kind, False) for kind in ENCODERS), ("tcn", True)]
 PATIENT = Budget(unnoticed_us=1e9)

@@ -13,17 +13,18 @@ from torch import nn
 
 from edge.bundle import Bundle, members_of
 from edge.scoring.backends import open_backend
-from quantize import quantize, retrain
+from quantize import quantize
 from quantize.export import export, fold
 from quantize.int8 import quantize_int8, tensors
-from quantize.parity import Budget, compare
+from quantize.models import retrain
+from quantize.parity import compare
 from quantize.qat import Adapted, Rounding, _Round, adapt
 from quantize.ranges import Range, representative
 from trainer.checkpoint import load_detector, load_info, load_windows
 from trainer.encoders import Encoder
 from trainer.encoders.tcn import Tcn
 from trainer.model import Detector
-from trainer.recipe import Recipe
+from trainer.recipe import Budget, Recipe
 
 STEPS = 80
 PATIENT = Budget(unnoticed_us=1e9)

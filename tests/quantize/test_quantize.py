@@ -16,11 +16,12 @@ from edge.scoring.ensemble import Ensemble
 from edge.scoring.smoothing import Smoother, smoothed
 from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
-from quantize import Quantized, choose, quantize
-from quantize.parity import Budget, Parity
+from quantize import Quantized, quantize
+from quantize.choice import choose
+from quantize.parity import Parity
 from trainer.evaluate import evaluate
 from trainer.progress import Step
-from trainer.recipe import Recipe, apply_overrides
+from trainer.recipe import Budget, Recipe, apply_overrides
 from trainer.train import train
 
 # Speed is another matter on every machine, and so it is no matter here.
@@ -109,7 +110,7 @@ def test_nothing_to_judge_by(made: tuple[Path, Quantized, list[Step]], tmp_path:
 
 
 def test_over_budget_ships_float_or_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = Budget(embedding_error=0.0)
+    strict = Budget(embedding_error=1e-4)
     result = quantize(run, tmp_path / "float.amiss", budget=strict)
     assert result.precision == "float32"
     reason = Bundle.open(tmp_path / "float.amiss").manifest.precision_reason

@@ -24,11 +24,10 @@ from edge.signal import Float32, Samples
 from quantize import quantize
 from quantize.export import export
 from quantize.int8 import quantize_int8
-from quantize.parity import Budget
 from quantize.stream import export_stream
 from trainer.encoders.tcn import Tcn
 from trainer.model import Detector
-from trainer.recipe import EncoderRecipe, Recipe, apply_overrides
+from trainer.recipe import Budget, EncoderRecipe, Recipe, apply_overrides
 from trainer.train import train
 
 PERIOD_NS = 10_000_000

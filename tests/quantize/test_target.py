@@ -16,10 +16,12 @@ import pytest
 from edge.bundle import Bundle, members_of
 from edge.errors import ConfigError, GateError, UsageError
 from edge.signal import Float32
-from quantize import choose, quantize
+from quantize import quantize
+from quantize.choice import choose
 from quantize.emulation import EmulationError, Emulator
-from quantize.parity import Budget, Parity
+from quantize.parity import Parity
 from quantize.target import Board, Instructions, board, boards, parse, refusals, thousands
+from trainer.recipe import Budget
 
 BOARDS = Path(__file__).parents[2] / "firmware-configs" / "boards"
 PI4 = tomllib.loads((BOARDS / "raspberry-pi-4.toml").read_text())
@@ -192,14 +194,14 @@ def test_int8_that_is_faster_there_is_shipped(run: Path, tmp_path: Path) -> None
     assert "µs" not in manifest.precision_reason
     assert activations(tmp_path / "x.amiss") == {"int8"}
     assert any("emulated" in line for line in result.lines())
-    assert result.instructions == Instructions(processor="cortex-a76", float32=607_000, int8=470_000)
+    assert result.instructions == {"onnxruntime": Instructions(processor="cortex-a76", float32=607_000, int8=470_000)}
 
 
 def test_it_says_when_nothing_was_counted(run: Path, tmp_path: Path) -> None:
     """Then int8 is unsigned: signed is slower than float here, and where only the clock can tell it would always be refused."""
     patient = msgspec.structs.replace(ANYTHING, slower=1e9)
     result = quantize(run, tmp_path / "x.amiss", budget=patient, target=PI5, arm64=absent)
-    assert (result.precision, result.instructions) == ("int8", None)
+    assert (result.precision, result.instructions) == ("int8", {})
     assert any("instructions were not counted: qemu-aarch64 is not installed: do this" in line for line in result.lines())
     assert Bundle.open(tmp_path / "x.amiss").manifest.precision_reason.endswith("instructions were not counted")
     assert activations(tmp_path / "x.amiss") == {"uint8"}

@@ -11,15 +11,15 @@ from edge.operating.commission import commission
 from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from quantize import quantize
-from quantize.parity import Budget
 from quantize.twins import make_twins
 from trainer import adversarial, stress
 from trainer.checkpoint import load_detector
 from trainer.evaluate import judge_windows
 from trainer.progress import Step
+from trainer.recipe import Budget
 from trainer.report import Twins, examine
 
-ANYTHING = Budget(embedding_error=1e9, rank_correlation=-1, flips=1, slower=1e9)
+ANYTHING = Budget(embedding_error=1e9, rank_correlation=-1, flips=1, auroc_loss=1, slower=1e9)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,79 @@
+"""Which runtime is taken: of those that the manifest names, the first that this machine has."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import small_bundle
+
+from edge.bundle import Bundle, self_tests, write_bundle
+from edge.errors import BundleError
+from edge.scoring.backends import RUNTIMES, first_installed, installed, open_backend
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def build(path: Path, runtimes: tuple[str, ...], models: tuple[str, ...] = ("model.onnx", "model.tflite")) -> Path:
+    manifest, members = small_bundle.members(windows=200)
+    members["model.tflite"] = b"no runtime that reads this is installed here, so nobody does"
+    chosen = {name: content for name, content in members.items() if not name.startswith("model.") or name in models}
+    write_bundle(path, msgspec.structs.replace(manifest, runtimes=runtimes), chosen)
+    return path
+
+
+def test_a_bundle_of_the_first_format_still_opens() -> None:
+    bundle = Bundle.open(GOLDEN / "schema-1.amiss")
+    assert bundle.manifest.runtimes == ("onnxruntime",)
+    assert bundle.self_test().worst <= 1e-4
+    assert [proof.runtime for proof in self_tests(GOLDEN / "schema-1.amiss")] == ["onnxruntime"]
+
+
+def test_a_missing_runtime_gives_way_to_the_next_with_a_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert importlib.util.find_spec("tflite_runtime") is None, "the tests are to run where it is not installed"
+    path = build(tmp_path / "b.amiss", ("tflite-runtime", "onnxruntime"))
+    with caplog.at_level(logging.INFO):
+        bundle = Bundle.open(path)
+    assert bundle.backend.name == "onnxruntime"
+    assert bundle.self_test().runtime == "onnxruntime"
+    assert [record.message for record in caplog.records] == [
+        "tflite-runtime is not installed; the next runtime that the bundle names is tried"
+    ]
+
+
+def test_none_installed_says_what_to_install(tmp_path: Path) -> None:
+    path = build(tmp_path / "b.amiss", ("tflite-runtime",), ("model.tflite",))
+    for attempt in (Bundle.open, self_tests):
+        with pytest.raises(BundleError, match=r"needs tflite-runtime, .*: pip install tflite-runtime==2\.14\.0 'numpy<2'"):
+            attempt(path)
+
+
+def test_a_runtime_of_the_future_is_passed_over(tmp_path: Path) -> None:
+    assert Bundle.open(build(tmp_path / "b.amiss", ("quantum", "onnxruntime"))).backend.name == "onnxruntime"
+    with pytest.raises(BundleError, match="made for quantum; this agent knows litert, onnxruntime, tflite-runtime"):
+        Bundle.open(build(tmp_path / "c.amiss", ("quantum",)))
+
+
+def test_a_runtime_without_its_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not the members"):
+        build(tmp_path / "b.amiss", ("litert", "onnxruntime"), ("model.onnx",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_is_told_by_its_bytes() -> None:
+    x = small_bundle.normal(16)[None]
+    backend = open_backend(small_bundle.graph())
+    assert np.allclose(backend.run(x).embedding, x.mean(axis=2), atol=1e-6)
+    assert backend.name == "onnxruntime"
+    with pytest.raises(BundleError, match="litert cannot load the model"):
+        open_backend(b"\0\0\0\0TFL3")
+
+
+def test_what_is_installed() -> None:
+    assert installed("onnxruntime")
+    assert first_installed(["tflite-runtime", "onnxruntime"]) == "onnxruntime"
+    assert all(runtime.member in ("model.onnx", "model.tflite") for runtime in RUNTIMES.values())
