@@ -159,20 +159,23 @@ def quantize(
     activations = target.activations if target is not None and emulator is not None else "unsigned"
     models, difference = make_models(detector, runtimes, fit, calibration, activations)
     here = [name for name in runtimes if installed(name)]
-    tell(2, "comparing int8 with float")
+    tell(2, "comparing int8 with float, and both with what was trained")
     measured = beside_float(models, here, fit, calibration, info.recipe.scorer)
+    table = beside_trained(detector, models, here, fit, calibration, info.recipe.scorer)
     also = ""
     if precision != "float32" and runtimes == ("onnxruntime",) and not detector.causal:
-        also = _regain(detector, info, models, measured, fit, calibration, budget, lambda text: tell(2, text))
+        also, measured["onnxruntime"], table = _regain(
+            detector, info, models, measured["onnxruntime"], table, fit, calibration, budget, lambda text: tell(2, text)
+        )
     counted: Counted = not_counted
-    if target is not None and emulator is not None:
+    if target is None or emulator is None:
+        tell(3, "choosing what ships")
+    else:
         tell(3, f"counting instructions on {target.processor}")
         try:
             counted = _count(emulator, models, here, fit, target)
         except EmulationError as error:
             counted = str(error)
-    tell(3, "comparing with what was trained")
-    table = beside_trained(detector, models, here, fit, calibration, info.recipe.scorer)
     shipped, reason = choose_all(measured, table, precision, budget, target, counted, also)
     members = {member: made[shipped] for member, made in models.items()}
     first = here[0]
@@ -237,29 +240,35 @@ def _regain(
     detector: "Detector",
     info: "RunInfo",
     models: Models,
-    measured: dict[str, Parity | str],
+    before: Parity | str,
+    table: Matrix,
     fit: Float32,
     calibration: Float32,
     budget: Budget,
     tell: Callable[[str], None],
-) -> str:
-    """Train what int8 lost, if it is over budget and training helps; what came of it, to be said behind the reason."""
+) -> tuple[str, Parity | str, Matrix]:
+    """Train what int8 lost, if it is over budget and that helps: then `models` holds what was made of it.
+
+    What came of it, to be said behind the reason, and the two comparisons as they are now.
+    """
     from quantize.parity import compare
 
-    before, steps = measured["onnxruntime"], info.recipe.qat.steps
-    if isinstance(before, str) or not steps or not (over := lost(before, budget)):
-        return ""
+    steps = info.recipe.qat.steps
+    if isinstance(before, str) or not steps or not (over := lost(before, table, budget)):
+        return "", before, table
     try:
         with tempfile.TemporaryDirectory(prefix="amiss-quantize-") as folder:
             trained = retrain(detector, info, fit, calibration, Path(folder), tell)
     except (DataError, GateError) as error:
-        return f"; quantization-aware training came to nothing: {error}"
+        return f"; quantization-aware training came to nothing: {error}", before, table
     made = models["model.onnx"]
     again = compare(made["float32"], trained, fit, calibration, info.recipe.scorer)
-    if still := lost(again, budget):
-        return f"; after {steps} steps of quantization-aware training still: {still}"
-    made["int8"], measured["onnxruntime"] = trained, again
-    return f"; after {steps} steps of quantization-aware training; without them: {over}"
+    others = {"model.onnx": made | {"int8": trained}}
+    again_all = beside_trained(detector, others, ("onnxruntime",), fit, calibration, info.recipe.scorer)
+    if still := lost(again, again_all, budget):
+        return f"; after {steps} steps of quantization-aware training still: {still}", before, table
+    made["int8"] = trained
+    return f"; after {steps} steps of quantization-aware training; without them: {over}", again, again_all
 
 
 def _emulator(target: Board | None, arm64: Callable[[], Emulator]) -> tuple[Emulator | None, str]:

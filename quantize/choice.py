@@ -31,6 +31,8 @@ def choose_all(
     `counted` is of the target's processor; `also` is said behind what was measured. Raises `GateError` when what is asked
     for, or float, is over budget.
     """
+    if target is not None:
+        budget = msgspec.structs.replace(budget, flips=target.flips)
     choices = {}
     for name, found in measured.items():
         made_for = None if target is None else (target, counted if isinstance(counted, str) else counted.get(name, NOT_HERE))
@@ -84,9 +86,10 @@ def choose(
     )
 
 
-def lost(measured: Parity, budget: Budget) -> str:
+def lost(measured: Parity, table: Matrix, budget: Budget) -> str:
     """What is over budget and can be learned, which speed cannot: and what a clock measured does not go into the bundle."""
-    return "; ".join(measured.failures(msgspec.structs.replace(budget, slower=math.inf)))
+    over = measured.failures(msgspec.structs.replace(budget, slower=math.inf)) + table.failures(budget, "int8")
+    return "; ".join(dict.fromkeys(over))
 
 
 def _choose_for(

@@ -27,8 +27,9 @@ from trainer.model import Detector
 from trainer.recipe import Budget, Recipe
 
 STEPS = 80
-PATIENT = Budget(unnoticed_us=1e9)
-"""Speed is another matter on every machine."""
+PATIENT = Budget(unnoticed_us=1e9, rank_correlation=0.95, flips=0.2)
+"""Speed is another matter on every machine. An encoder that was trained for seconds and then spoiled says little of faults, so
+its verdicts are near their threshold: what is to be regained is the embedding."""
 
 
 def heavy_tailed(detector: Detector, spread: float = 0.85) -> None:
@@ -100,7 +101,7 @@ def test_what_int8_loses_is_regained(spoiled: Path, tmp_path: Path) -> None:
     quantize(spoiled, tmp_path / "int8.amiss", lambda step: told.append(step.text), budget=PATIENT)
     shipped = Bundle.open(tmp_path / "int8.amiss")
     assert shipped.self_test().worst == 0
-    assert shipped.manifest.precision == "int8"
+    assert shipped.manifest.precision == "int8", shipped.manifest.precision_reason
     reason = shipped.manifest.precision_reason
     assert f"after {STEPS} steps of quantization-aware training; without them: embedding error" in reason
     assert any(f"quantization-aware training {STEPS}/{STEPS}: loss" in text for text in told)

@@ -99,7 +99,7 @@ def test_boards_are_values() -> None:
     assert msgspec.json.decode(msgspec.json.encode(board("pi4")), type=Board) == board("pi4")
 
 
-ANYTHING = Budget(embedding_error=1e9, rank_correlation=-1, flips=0)
+ANYTHING = Budget(embedding_error=1e9, rank_correlation=-1, flips=0, auroc_loss=1)
 """But for time and verdicts: of them the board says what is allowed."""
 PARITY = Parity(
     windows=100,

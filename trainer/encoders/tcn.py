@@ -54,14 +54,16 @@ class Block(nn.Module):
         self.convolution = convolution(
             width, width, kernel, stride=stride, dilation=dilation, separable=separable, causal=causal
         )
-        self.shortcut = stride == 1
+        self.shortcut, self.causal = stride == 1, causal
         # Last, so that every tensor between blocks is one-sided, which is what unsigned int8 activations want.
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.convolution(x)
-        # A causal convolution gives fewer steps than it takes; what goes past it is the newest of what it saw.
-        return cast(Tensor, self.relu(x[..., -y.shape[3] :] + y if self.shortcut else y))
+        if self.causal:
+            # It gives fewer steps than it takes; what goes past it is the newest of what it saw.
+            x = x[..., -y.shape[3] :]
+        return cast(Tensor, self.relu(x + y if self.shortcut else y))
 
 
 class Tcn(nn.Module):
