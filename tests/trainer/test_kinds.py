@@ -58,7 +58,7 @@ def test_masked_frequencies(recipe: PretextRecipe) -> None:
 class Watched(nn.Module):
     """An encoder that remembers what it was shown."""
 
-    dimension, stride = 8, 4
+    dimension, stride, causal = 8, 4, False
 
     def __init__(self) -> None:
         super().__init__()
