@@ -14,8 +14,9 @@ help:  ## show this
 demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compress, run on a serial port, alert over MQTT
 	@$(BIN)/amiss demo
 
+# Two at a time: most tests wait for a broker, a port or a process of their own for much of their time.
 test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium  ## the whole test suite, against a real Mosquitto and in a real browser
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
 	@$(BIN)/python -m quantize.emulation

@@ -1,6 +1,5 @@
 """What was built here is computed there: bundles open, prove themselves and score alike on the processors of small boards."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
 from quantize import quantize
 from quantize.emulation import PROCESSORS, Arm64, find
-from quantize.parity import Budget
 from quantize.target import board
 from trainer.checkpoint import load_windows
-from trainer.recipe import Recipe, apply_overrides
+from trainer.recipe import Budget, Recipe, apply_overrides
 from trainer.train import train
 
-GOOD = ("float32.amiss", "int8.amiss", "signed.amiss")
+GOOD = ("float32.amiss", "int8.amiss", "signed.amiss", "litert.amiss")
 FORGED = "forged.amiss"
 """Its golden scores are none that its model gives."""
 
@@ -42,11 +40,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The default scorer reads nothing of what the encoder makes, and that is what int8 changes.
     recipe = apply_overrides(Recipe(), ["training.steps=2", "scorer=subspace(trace) + mahalanobis(embedding)"])
     train(recipe, [folder / "normal.csv"], folder / "run")
-    anything = Budget(embedding_error=1e9, rank_correlation=-1, flips=1, unnoticed_us=1e9)
+    anything = Budget(embedding_error=1e9, rank_correlation=-1, flips=1, auroc_loss=1, unnoticed_us=1e9)
     quantize(folder / "run", folder / "float32.amiss", precision="float32")
     quantize(folder / "run", folder / "int8.amiss", precision="int8", budget=anything)
     pi5 = msgspec.structs.replace(board("pi5"), flips=1.0)
     quantize(folder / "run", folder / "signed.amiss", precision="int8", budget=anything, target=pi5, arm64=Indifferent)
+    quantize(folder / "run", folder / "litert.amiss", precision="int8", budget=anything, runtime="tflite")
     manifest, members = verify((folder / "int8.amiss").read_bytes())
     golden = Bundle.open(folder / "int8.amiss").golden
     forged = Golden(golden.x, golden.outputs, golden.score * np.float32(1.1) + np.float32(0.1))
@@ -88,16 +87,8 @@ def test_what_does_not_prove_itself_is_refused_there(there: dict[str, Any]) -> N
 
 def test_the_bundles_differ_as_they_say(built: Path) -> None:
     """Otherwise the same thing would be shown three times."""
-    models = {name: members_of(built / name)["model.onnx"] for name in GOOD}
-    assert len(set(models.values())) == len(GOOD)
-
-
-def test_litert_has_its_turn_once_there_is_a_model_for_it() -> None:
-    """The day that bundles may hold model.tflite, one of them belongs into GOOD."""
-    from edge.bundle import MEMBERS
-
-    if "model.tflite" in MEMBERS and importlib.util.find_spec("ai_edge_litert"):
-        assert "litert.amiss" in GOOD
+    members = [members_of(built / name) for name in GOOD]
+    assert len({each.get("model.onnx") or each["model.tflite"] for each in members}) == len(GOOD)
 
 
 @pytest.mark.parametrize(("kind", "shipped"), [("tcn", "int8"), ("transformer", "float32")])
@@ -107,7 +98,7 @@ def test_what_takes_more_instructions_in_int8_ships_in_float(built: Path, tmp_pa
     recipe = apply_overrides(Recipe(), ["training.steps=2", f"encoder.kind={kind}", *small])
     train(recipe, [built / "normal.csv"], tmp_path / "run")
     pi4 = msgspec.structs.replace(board("pi4"), flips=1.0)
-    anything = Budget(embedding_error=1e9, rank_correlation=-1)
+    anything = Budget(embedding_error=1e9, rank_correlation=-1, auroc_loss=1)
     result = quantize(tmp_path / "run", tmp_path / "x.amiss", budget=anything, target=pi4)
     assert result.precision == shipped
     assert result.instructions, result.not_counted
