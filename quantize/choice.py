@@ -79,7 +79,6 @@ def choose(
         measured.require(budget)
     if failures := measured.failures(budget):
         return "float32", f"int8 was over budget: {'; '.join(failures)}{also}"
-    # Nothing that a clock measured goes into the bundle: the same run is to give the same bytes.
     return "int8", (
         f"{1 - measured.flips:.1%} of {measured.windows} verdicts as in float, {measured.int8_bytes} bytes instead of "
         f"{measured.float_bytes}{also}"

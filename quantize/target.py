@@ -107,14 +107,11 @@ def board(name: str, known: Mapping[str, Board] | None = None) -> Board:
 def refusals(board: Board, measured: Parity, counted: Instructions | str, budget: Budget) -> list[str]:
     """Why int8 is not to be shipped for this board, one phrase each; empty: it may be.
 
-    `counted` is a text when nothing was: then what the clock said here decides. No phrase names what a clock measured, so that
-    the same run gives the same bundle.
+    `counted` is a text when nothing was: then what the clock said here decides.
     """
-    found = measured.failures(msgspec.structs.replace(budget, flips=board.flips, slower=math.inf))
-    if isinstance(counted, str):
-        if measured.int8_us > measured.float_us * budget.slower:
-            found.append("it is slower than float on the machine that built it")
-    elif counted.int8 > counted.float32:
+    slower = budget.slower if isinstance(counted, str) else math.inf
+    found = measured.failures(msgspec.structs.replace(budget, flips=board.flips, slower=slower, unnoticed_us=0.0))
+    if not isinstance(counted, str) and counted.int8 > counted.float32:
         found.append(f"{counted.lines()} on {counted.processor}")
     return found
 

@@ -140,7 +140,7 @@ def test_rank_correlation() -> None:
         ({"rank_correlation": 0.5}, "rank correlation"),
         ({"rank_correlation": float("nan")}, "rank correlation"),
         ({"flips": 0.2}, "verdicts differ"),
-        ({"int8_us": 80.0}, "µs a window"),
+        ({"int8_us": 80.0}, "slower than float"),
     ],
 )
 def test_over_budget(change: dict[str, float], told: str) -> None:
