@@ -142,7 +142,8 @@ def test_choose() -> None:
     slow = msgspec.structs.replace(good, int8_us=150.0)
     precision, reason = choose(slow, "auto", Budget())
     assert precision == "float32"
-    assert "150 µs" in reason
+    assert "slower than float" in reason
+    assert not any(digit in reason for digit in "0123456789"), "a clock says something else each time"
     with pytest.raises(GateError):
         choose(slow, "int8", Budget())
 
