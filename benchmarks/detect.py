@@ -26,8 +26,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -352,8 +353,11 @@ def learned(scorer: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    names = ("amiss", "numpy", "torch", "onnxruntime", "scikit-learn")
-    return {"Python": platform.python_version()} | {name: version(name) for name in names} | {"on": platform.machine()}
+    found = {"Python": platform.python_version()}
+    for name in ("amiss", "numpy", "torch", "onnxruntime", "scikit-learn"):
+        with suppress(PackageNotFoundError):  # the last one only comes with the extra `bench`, and not all need it
+            found[name] = version(name)
+    return found | {"on": platform.machine()}
 
 
 def _seeds(seeds: int) -> str:
