@@ -145,6 +145,10 @@ class _Interpreted:
 
     def run(self, x: Float32) -> Outputs:
         x = np.ascontiguousarray(x)
+        if len(x) == 1:  # what an agent asks for most of the time; half of the time went into copying copies
+            self._interpreter.set_tensor(self._input, x)
+            self._interpreter.invoke()
+            return Outputs(*(self._interpreter.get_tensor(index) for index, _ in self._shapes))
         found = [np.empty((len(x), *shape), np.float32) for _, shape in self._shapes]
         for at in range(len(x)):
             self._interpreter.set_tensor(self._input, x[at : at + 1])
