@@ -255,33 +255,51 @@ def quantize(
         Written | None, typer.Option(help="What is to run it. [default: as the recipe says, else onnx]", show_default=False)
     ] = None,
     precision: Annotated[Precision, typer.Option(help="auto: int8, unless it is over budget.")] = Precision.auto,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Folder for quantize.html and quantize.json: what was gained, what it cost.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the report that is in the folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compress a run to int8, prove that its verdicts stay the same, and pack it into a bundle."""
     import msgspec
 
+    from edge.errors import UsageError
+    from quantize import Made
     from quantize import quantize as compress
+    from quantize import report as reports
     from quantize.target import board
     from trainer import recipe as recipes
     from trainer.progress import progress
 
+    if overwrite and report is None:
+        raise UsageError("--overwrite belongs to --report DIR")
+    if report is not None:
+        reports.refuse(report, out, overwrite)
     made_for = board(target) if target is not None else None
     less = None
     if prune:
         from trainer.checkpoint import load_info
 
         less = recipes.pruning(prune, load_info(run).recipe.prune)
-    with progress("quantize") as report:
+    made: list[Made] = []
+    with progress("quantize") as tell:
         result = compress(
             run,
             out,
-            progress=report,
+            progress=tell,
             prune=less,
             target=made_for,
             precision=precision.value,
             runtime=runtime.value if runtime else None,
+            keep=made.append,
         )
-    _print(msgspec.to_builtins(result), result.lines(), as_json)
+        lines = result.lines()
+        if report is not None:
+            reports.write(report, *reports.examine(result, made[0], tell), overwrite=overwrite)
+            lines.append(f"  {'report':18} {report / reports.PAGE}")
+    _print(msgspec.to_builtins(result), lines, as_json)
 
 
 @app.command()

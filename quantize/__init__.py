@@ -11,6 +11,7 @@ Only `prune`, `export`, `tflite` and `qat` need PyTorch; `ranges`, `int8`, `comp
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,6 +38,26 @@ if TYPE_CHECKING:
 
 DATA_IN_LINEAGE = 256
 """Recordings that the manifest names one by one; more go in as one digest of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a bundle was made of, for who wants to look closer."""
+
+    detector: "Detector"
+    """Trained, and pruned if it was to be."""
+    models: Models
+    here: tuple[str, ...]
+    """Runtimes that are installed, the first one first."""
+    measured: dict[str, Parity | str]
+    """By runtime: int8 beside float, or why there is no int8."""
+    fit: Float32
+    calibration: Float32
+    """(n, C, N) and (m, C, N)"""
+    scorer: str
+    budget: Budget
+    """The board's share of flips in it, when it is made for a board."""
+    asked: Precision
 
 
 class Quantized(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,14 +138,16 @@ def quantize(
     prune: "PruneRecipe | None" = None,
     target: Board | None = None,
     arm64: Callable[[], Emulator] = find,
+    keep: Callable[[Made], None] | None = None,
 ) -> Quantized:
     """Write the bundle `out` from the training run `run`, whole or not at all. What is taken away first says `prune`, or, when
     that is `None`, the run's recipe; so with `runtime` and `budget`.
 
     `auto` ships int8 unless there is none or it is over budget, and says why; `int8` raises `GateError` in that case. What is
     over budget is trained to be int8 first, for `qat.steps` of the recipe, when only ONNX is made. With a `target` int8 must
-    not be slower there, by instructions if `arm64` finds what counts them. Raises `NoInputError`, `DataError` for a run that
-    cannot be read, `GateError` when what would be shipped is over budget or an exported model differs from the trained one.
+    not be slower there, by instructions if `arm64` finds what counts them. `keep` is given what the bundle was made of when it
+    is written. Raises `NoInputError`, `DataError` for a run that cannot be read, `GateError` when what
+    would be shipped is over budget or an exported model differs from the trained one.
     """
     # Here and not above: the other modules of this package are imported through it, and they do without torch.
     from quantize.pack import Description, pack
@@ -210,6 +233,9 @@ def quantize(
     )
     digest = pack(out, members, fit, calibration, position, about, stream=stream)
     tell(5, "done")
+    if keep:
+        allowed = budget if target is None else msgspec.structs.replace(budget, flips=target.flips)
+        keep(Made(detector, models, tuple(here), measured, fit, calibration, info.recipe.scorer, allowed, precision))
     return Quantized(
         bundle=str(out),
         digest=digest,

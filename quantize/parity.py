@@ -7,8 +7,9 @@ of windows and with two scorers: the bundle's own, and one that hears the encode
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -191,6 +192,8 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     windows: dict[str, int]
     """By group."""
     rows: tuple[Row, ...]
+    auroc: dict[str, float]
+    """How well what was trained tells injected faults from normal windows, by scorer."""
 
     def failures(self, budget: Budget, precision: str | None = None) -> list[str]:
         """What is over budget in this precision, or in any."""
@@ -207,26 +210,65 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
+Heads = dict[str, tuple[Ensemble, Calibrator]]
+"""By scorer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """What every model of one comparison is given."""
+
+    scorers: tuple[str, ...]
+    fit: Float32
+    calibration: Float32
+    groups: dict[str, Float32]
+
+    @classmethod
+    def out(cls, fit: Float32, calibration: Float32, scorer: str, seed: int) -> "Laid":
+        fit, calibration = thinned(fit), thinned(calibration)
+        return cls(tuple(dict.fromkeys((scorer, LEARNED))), fit, calibration, windows_of(calibration, seed=seed))
+
+    def run(self, model: Run) -> list[Outputs]:
+        """Of the windows that were learned from, of those held back, and of each group."""
+        parts = (self.fit, self.calibration, *self.groups.values())
+        ends = np.cumsum([len(part) for part in parts])
+        outputs = model(np.concatenate(parts))
+        return [outputs.part(slice(end - size, end)) for end, size in zip(ends, np.diff(ends, prepend=0), strict=True)]
+
+    def heads(self, outputs: list[Outputs]) -> Heads:
+        fitted = {name: Ensemble.fit(name, *outputs[:2]) for name in self.scorers}
+        return {name: (ensemble, Calibrator.fit(ensemble.score(outputs[1]))) for name, ensemble in fitted.items()}
+
+
+def judged(outputs: list[Outputs], heads: Heads) -> dict[str, list[Float32]]:
+    """Scores by scorer, of each group."""
+    return {name: [ensemble.score(part) for part in outputs[2:]] for name, (ensemble, _) in heads.items()}
+
+
+class Scores(NamedTuple):
+    """Of the windows that `matrix` judges, by one scorer, with a head of the model's own."""
+
+    groups: dict[str, Float32]
+    threshold: float
+    """From it on a window counts as strange."""
+
+
+def scores(model: Run, fit: Float32, calibration: Float32, scorer: str, *, seed: int = 1) -> dict[str, Scores]:
+    """By scorer: the bundle's own, and the one that hears the encoder."""
+    laid = Laid.out(fit, calibration, scorer, seed)
+    outputs = laid.run(model)
+    heads = laid.heads(outputs)
+    found = judged(outputs, heads)
+    limits = {name: calibrator.score_at(max(DEFAULT_P_VALUE, calibrator.floor)) for name, (_, calibrator) in heads.items()}
+    return {name: Scores(dict(zip(laid.groups, found[name], strict=True)), limits[name]) for name in laid.scorers}
+
+
 def matrix(
     trained: Run, contestants: Sequence[Contestant], fit: Float32, calibration: Float32, scorer: str, *, seed: int = 1
 ) -> Matrix:
     """Each contestant beside what was `trained`; scorers are fitted on `fit`, calibrators on `calibration`, (n, C, N) both."""
-    fit, calibration = thinned(fit), thinned(calibration)
-    groups = windows_of(calibration, seed=seed)
-    scorers = tuple(dict.fromkeys((scorer, LEARNED)))
-    everything = np.concatenate([fit, calibration, *groups.values()])
-    ends = np.cumsum([len(part) for part in (fit, calibration, *groups.values())])
-
-    def run(contestant: Run) -> list[Outputs]:
-        outputs = contestant(everything)
-        return [outputs.part(slice(end - size, end)) for end, size in zip(ends, np.diff(ends, prepend=0), strict=True)]
-
-    def heads(outputs: list[Outputs]) -> dict[str, tuple[Ensemble, Calibrator]]:
-        fitted = {name: Ensemble.fit(name, *outputs[:2]) for name in scorers}
-        return {name: (ensemble, Calibrator.fit(ensemble.score(outputs[1]))) for name, ensemble in fitted.items()}
-
-    def judged(outputs: list[Outputs], with_: Mapping[str, tuple[Ensemble, Calibrator]]) -> dict[str, list[Float32]]:
-        return {name: [ensemble.score(part) for part in outputs[2:]] for name, (ensemble, _) in with_.items()}
+    laid = Laid.out(fit, calibration, scorer, seed)
+    groups, scorers, run, heads = laid.groups, laid.scorers, laid.run, laid.heads
 
     def verdicts(scores: Float32, head: tuple[Ensemble, Calibrator]) -> Bool:
         return head[1].p_value(scores) <= max(DEFAULT_P_VALUE, head[1].floor)
@@ -234,20 +276,20 @@ def matrix(
     wanted = run(trained)
     wanted_heads = heads(wanted)
     wanted_scores = judged(wanted, wanted_heads)
-    found_heads: dict[str, dict[str, tuple[Ensemble, Calibrator]]] = {}
+    found_heads: dict[str, Heads] = {}
     rows = []
     for contestant in contestants:
         outputs = run(contestant.run)
         head = found_heads[contestant.name] = found_heads[contestant.head] if contestant.head else heads(outputs)
-        scores = judged(outputs, head)
+        own = judged(outputs, head)
         cells = {}
         for at, group in enumerate(groups):
             cells[group] = Cell(
                 embedding_error=_embedding_error(wanted[2 + at : 3 + at], outputs[2 + at : 3 + at], wanted[2]),
-                rank_correlation={name: rank_correlation(wanted_scores[name][at], scores[name][at]) for name in scorers},
+                rank_correlation={name: rank_correlation(wanted_scores[name][at], own[name][at]) for name in scorers},
                 flips={
                     name: float(
-                        (verdicts(wanted_scores[name][at], wanted_heads[name]) != verdicts(scores[name][at], head[name])).mean()
+                        (verdicts(wanted_scores[name][at], wanted_heads[name]) != verdicts(own[name][at], head[name])).mean()
                     )
                     for name in scorers
                 },
@@ -260,13 +302,17 @@ def matrix(
                 groups=cells,
                 embedding_error=_embedding_error(wanted[2:4], outputs[2:4], wanted[2]),
                 rank_correlation={
-                    name: rank_correlation(np.concatenate(wanted_scores[name][:2]), np.concatenate(scores[name][:2]))
+                    name: rank_correlation(np.concatenate(wanted_scores[name][:2]), np.concatenate(own[name][:2]))
                     for name in scorers
                 },
-                auroc_loss={name: told_apart(*wanted_scores[name][:2]) - told_apart(*scores[name][:2]) for name in scorers},
+                auroc_loss={name: told_apart(*wanted_scores[name][:2]) - told_apart(*own[name][:2]) for name in scorers},
             )
         )
-    return Matrix(windows={group: len(x) for group, x in groups.items()}, rows=tuple(rows))
+    return Matrix(
+        windows={group: len(x) for group, x in groups.items()},
+        rows=tuple(rows),
+        auroc={name: told_apart(*wanted_scores[name][:2]) for name in scorers},
+    )
 
 
 def windows_of(calibration: Float32, seed: int = 1) -> dict[str, Float32]:

@@ -252,6 +252,15 @@ def recover(
     return fit(msgspec.structs.replace(recipe, training=training), windows, held_back, progress, detector=found).detector
 
 
+def macs(detector: Detector, windows: Float32) -> int:
+    """Multiplications of one window such as these (n, C, N)."""
+    counter = FlopCounterMode(display=False)
+    # oneDNN's recurrent layers are one operation, in which nothing would be counted; switching it warns of GPUs by Intel.
+    with warnings.catch_warnings(action="ignore"), torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), counter:
+        detector(torch.zeros(1, *windows.shape[1:]))
+    return int(counter.get_total_flops()) // 2
+
+
 class Judge:
     """Size and quality of a detector, on the same windows, masks and faults every time."""
 
@@ -272,12 +281,7 @@ class Judge:
         )
 
     def macs(self, detector: Detector) -> int:
-        """Multiplications of one window."""
-        counter = FlopCounterMode(display=False)
-        # oneDNN's recurrent layers are one operation, in which nothing would be counted; switching it warns of GPUs by Intel.
-        with warnings.catch_warnings(action="ignore"), torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), counter:
-            detector(torch.zeros(1, *self.windows.shape[1:]))
-        return int(counter.get_total_flops()) // 2
+        return macs(detector, self.windows)
 
     def parameters(self, detector: Detector) -> int:
         """Of what is exported: the heads of the other tasks stay behind."""

@@ -371,8 +371,15 @@ def test_simulate_train_quantize_inspect_score_evaluate(run: Run, tmp_path: Path
     code, _, err = run(*train)
     assert code == 73, "an existing run is not replaced by mistake"
     assert "--overwrite" in err
-    code, out, err = run("quantize", tmp_path / "run", "--out", tmp_path / "m.amiss")
+    quantize = ["quantize", tmp_path / "run", "--out", tmp_path / "m.amiss", "--report", tmp_path / "small"]
+    code, out, err = run(*quantize, "--json")
     assert code == 0, err
+    assert json.loads((tmp_path / "small" / "quantize.json").read_text("utf-8"))["quantized"] == json.loads(out)
+    assert (tmp_path / "small" / "quantize.html").is_file()
+    code, _, err = run(*quantize)
+    assert code == 73, "nor a report"
+    assert "--overwrite" in err
+    assert run(*quantize[:4], "--overwrite")[0] == 2
     assert run("inspect", tmp_path / "m.amiss", "--verify")[0] == 0
     assert run("score", tmp_path / "m.amiss", tmp_path / "live.csv", "--out", tmp_path / "s.csv")[0] == 0
     code, out, err = run("evaluate", tmp_path / "m.amiss", tmp_path / "live.csv", "--json")

@@ -4,15 +4,15 @@ Every figure of report.json is in it, written by `figure`. It follows the reader
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Literal
 
 import numpy as np
 
 from edge.signal import Bool, Float64
 from trainer.contamination import Contamination
 from trainer.evaluate import Evaluation, Judged
+from trainer.frame import Card, Cell, behind, cards, figure, plot, table, whole
 from trainer.metrics import episodes
 from trainer.promise import Promise
 from trainer.report import Comparison, Drawn, Examination, Finding, Map, Points
@@ -21,66 +21,6 @@ from trainer.svg import Axis, Chart
 
 BINS = 500
 """A plot of a long recording shows the lowest and the highest value of so many stretches."""
-
-Cell = str | int | float | None
-
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --soft: #57606a; --rule: #d0d7de; --sheet: #f6f8fa;
-  --a: #0b62a8; --b: #b35900; --c: #1a7f5a; --d: #7a3fb0; --bad: #b3261e; --label: #f2b36b; --good: #1a7f37 }
-@media (prefers-color-scheme: dark) { :root { --paper: #12161b; --ink: #e6edf3; --soft: #9aa6b2; --rule: #3a434d;
-  --sheet: #1b2128; --a: #6cb6ff; --b: #f0a35e; --c: #58c79a; --d: #c69bf0; --bad: #ff8a80; --label: #8a5a1c;
-  --good: #6fdd8b } }
-* { box-sizing: border-box }
-body { background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem;
-  padding: 1.5rem }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem } h2 { font-size: 1.3rem; margin: 2.6rem 0 .4rem }
-h3 { font-size: 1.02rem; margin: 1.6rem 0 .3rem } p { margin: .4rem 0; max-width: 46rem }
-.soft, figcaption, caption { color: var(--soft); font-size: .9rem } a { color: var(--a) }
-nav ul, .key { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; margin: .3rem 0; padding: 0 }
-.key { font-size: .85rem } .key svg { height: .75em; margin-right: .4em; width: 1.5em }
-.cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); margin: 1.2rem 0; padding: 0 }
-.cards div { background: var(--sheet); border: 1px solid var(--rule); border-radius: .5rem; padding: .7rem .9rem }
-.cards dt { color: var(--soft); font-size: .9rem } .cards dd { margin: 0 }
-.cards .value { font-size: 1.55rem; font-weight: 600 }
-.verdict { border-left: .35rem solid var(--soft); background: var(--sheet); padding: .5rem .9rem }
-.verdict.kept { border-color: var(--good) } .verdict.broken { border-color: var(--bad) }
-figure { margin: .8rem 0; break-inside: avoid; overflow-x: auto }
-figure > svg { height: auto; min-width: 40rem; width: 100% } .many figure > svg { min-width: 25rem }
-.many { display: grid; gap: .4rem 1.4rem; grid-template-columns: repeat(auto-fill, minmax(min(25rem, 100%), 1fr)) }
-.many > * { min-width: 0 } .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0 }
-th, td { border-bottom: 1px solid var(--rule); padding: .25rem .6rem; text-align: right; vertical-align: top }
-th:first-child, .text { text-align: left } tbody th { font-weight: 400 } .one { white-space: nowrap }
-thead th, thead td { border-bottom: 2px solid var(--rule); vertical-align: bottom }
-tr.ours th, tr.ours td { font-weight: 600 } caption { text-align: left }
-details { margin: .3rem 0 } summary { color: var(--soft); cursor: pointer; font-size: .9rem }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif } svg .x { text-anchor: middle } svg .y { text-anchor: end }
-.frame { fill: none; stroke: var(--rule) } .grid { fill: none; stroke: var(--rule); stroke-width: .6 }
-.line { fill: none; stroke-width: 1.6; stroke-linejoin: round } .area { opacity: .25 } .dot { stroke: none }
-.line.a { stroke: var(--a) } .line.b { stroke: var(--b); stroke-dasharray: 7 3 }
-.line.c { stroke: var(--c); stroke-dasharray: 2 3 }
-.line.d { stroke: var(--d); stroke-dasharray: 9 3 2 3 } .line.soft { stroke: var(--soft); stroke-dasharray: 3 3 }
-.line.thin { stroke: var(--a); stroke-width: .9 }
-.key .line.thin { stroke-width: 1.6 } .line.bad { stroke: var(--bad); stroke-width: 1.8 }
-.line.limit { stroke: var(--bad); stroke-dasharray: 6 4 } .area.a { fill: var(--a) }
-.area.label { fill: var(--label); opacity: .45 }
-.dot.a { fill: var(--a) } .dot.b { fill: var(--b) } .dot.c { fill: var(--c) } .dot.d { fill: var(--d) }
-.dot.bad { fill: var(--bad) }
-.dot.faint { fill: var(--a); opacity: .55 } .dot.strange { fill: var(--b); opacity: .75 }
-@media print { body { font-size: 10.5pt; max-width: none; padding: 0 } nav { display: none } h2, h3 { break-after: avoid }
-  figure, .scroll { overflow: visible } figure > svg, .many figure > svg { min-width: 0 } table { font-size: 8.5pt }
-  th, td { padding: .2rem .35rem } th, td, code { overflow-wrap: anywhere }
-  tr { break-inside: avoid } details::details-content { content-visibility: visible; display: block } .many { display: block } }
-"""
-
-
-def figure(value: Cell) -> str:
-    """As it is written everywhere on the page: numbers to four digits, an en dash for what is not known."""
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{float(f'{value:.4g}'):.10g}"
-    return str(value)
 
 
 def render(found: Examination, drawn: Drawn) -> str:
@@ -96,38 +36,9 @@ def render(found: Examination, drawn: Drawn) -> str:
         ("map", "What the model sees", _map(found.map, drawn.points)),
         ("about", "About this report", _about(found)),
     ]
-    name = escape(found.name)
-    lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        # Even if something crept in that asks for the outside: nothing is loaded.
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""",
-        '<meta name="color-scheme" content="light dark">',
-        f"<title>amiss: {name}, evaluated</title>",
-        f"<style>{STYLE}</style>",
-        "</head>",
-        "<body>",
-        "<header>",
-        f"<h1>{name}: what it found</h1>",
-        f"<p>{_summary(found)}</p>",
-        '<nav aria-label="Sections"><ul>',
-        *(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in sections),
-        "</ul></nav>",
-        _cards(found),
-        "</header>",
-        "<main>",
-    ]
-    for anchor, title, body in sections:
-        lines += [
-            f'<section id="{anchor}" aria-labelledby="{anchor}-title">',
-            f'<h2 id="{anchor}-title">{title}</h2>',
-            *body,
-            "</section>",
-        ]
-    return "\n".join([*lines, "</main>", "</body>", "</html>", ""])
+    return whole(
+        f"amiss: {found.name}, evaluated", f"{found.name}: what it found", _summary(found), cards(_cards(found)), sections
+    )
 
 
 def _summary(found: Examination) -> str:
@@ -142,20 +53,20 @@ def _summary(found: Examination) -> str:
     return f"{', '.join(parts)}."
 
 
-def _cards(found: Examination) -> str:
+def _cards(found: Examination) -> list[Card]:
     e, promise, comparison = found.evaluation, found.promise, found.comparison
     labelled = [one for one in e.recordings if one.anomalous is not None]
     total, detected = sum(one.episodes for one in labelled), sum(one.detected for one in labelled)
     delay = "none found" if e.delay_s is None else _duration(e.delay_s)
-    cards = [
+    found_cards = [
         ("Episodes found", f"{detected} of {total}", "Labelled episodes during which an alert was up."),
         ("Typical delay", delay, "From the first labelled row to the alert: the median over the recordings."),
     ]
     if e.false_alarms_per_day is None or e.false_alarms_per_day_95 is None:
-        cards.append(("False alarms a day", figure(None), "Nothing in these recordings is labelled as normal."))
+        found_cards.append(("False alarms a day", figure(None), "Nothing in these recordings is labelled as normal."))
     else:
         low, high = e.false_alarms_per_day_95
-        cards.append(
+        found_cards.append(
             (
                 "False alarms a day",
                 _rough(e.false_alarms_per_day),
@@ -163,7 +74,7 @@ def _cards(found: Examination) -> str:
                 f"{_rough(low)} to {_rough(high)} is possible (95 % confidence).",
             )
         )
-    cards += [
+    found_cards += [
         (
             "Amiss told from normal: AUROC",
             figure(e.auroc),
@@ -183,7 +94,7 @@ def _cards(found: Examination) -> str:
     ]
     if comparison:
         better = ", ".join(comparison.beaten_by)
-        cards.append(
+        found_cards.append(
             (
                 "Simpler methods ahead of it",
                 str(len(comparison.beaten_by)),
@@ -191,7 +102,7 @@ def _cards(found: Examination) -> str:
             )
         )
     if promise:
-        cards.append(
+        found_cards.append(
             (
                 "Its promise is",
                 {"kept": "kept", "broken": "broken", "unknown": "not yet known"}[promise.verdict],
@@ -201,12 +112,8 @@ def _cards(found: Examination) -> str:
         )
     if found.blame:
         blamed = "none noticed" if found.blamed_rightly is None else _share(found.blamed_rightly)
-        cards.append(("Right channel blamed", blamed, "Of the faults put into a known channel that were noticed."))
-    inside = [
-        f'<div><dt>{title}</dt><dd class="value">{escape(value)}</dd><dd class="soft">{escape(text)}</dd></div>'
-        for title, value, text in cards
-    ]
-    return f'<dl class="cards">{"".join(inside)}</dl>'
+        found_cards.append(("Right channel blamed", blamed, "Of the faults put into a known channel that were noticed."))
+    return found_cards
 
 
 # What was found, and when
@@ -235,7 +142,7 @@ def _found(found: Examination, drawn: Drawn) -> list[str]:
                 for finding in own
             ]
             head = ["began", "began, s", "alert, s", "over, s", "p-value", "blamed, most first", "judged"]
-            lines.append(_table(f"Alerts in {one.figures.name}, in seconds from its start", head, rows))
+            lines.append(table(f"Alerts in {one.figures.name}, in seconds from its start", head, rows))
         else:
             lines.append("<p>No alert.</p>")
     return lines
@@ -280,7 +187,7 @@ def _timeline(one: Judged, own: Sequence[Finding], drawn: Drawn) -> list[str]:
     lower.line(px, py, "thin")
     for mark in marks:
         lower.mark(mark, "bad")
-    return [_plot(upper, ""), _plot(lower, f"{channel}: {why}.")]
+    return [plot(upper, ""), plot(lower, f"{channel}: {why}.")]
 
 
 def _thinned(x: Float64, y: Float64, broken: Bool) -> tuple[Float64, Float64]:
@@ -341,7 +248,7 @@ def _figures(e: Evaluation) -> list[str]:
         "<p>One row for each recording. None of the figures is point-adjusted: a moment that was missed counts as missed, "
         "though "
         "its neighbour was found. Delay: the median over the episodes of a recording, and over the recordings.</p>",
-        _table("Figures of each recording, and their means", head, rows, ours=len(rows) - 1),
+        table("Figures of each recording, and their means", head, rows, ours=len(rows) - 1),
     ]
 
 
@@ -362,7 +269,7 @@ def _beside(found: Comparison | None) -> list[str]:
         "<p>A model has to be better than what takes five lines of code, and than its own network before it learned "
         "anything.</p>",
         f'<p class="verdict {"broken" if found.beaten_by else "kept"}">{escape(said)}</p>',
-        _table(caption, head, rows, ours=rows.index([ours.name, ours.auroc, ours.auc_pr, ours.vus_pr])),
+        table(caption, head, rows, ours=rows.index([ours.name, ours.auroc, ours.auc_pr, ours.vus_pr])),
     ]
 
 
@@ -421,15 +328,15 @@ def _promise(p: Promise | None) -> list[str]:
         "so on for every share α. Neighbouring windows share samples and strange moments come in clusters, so the windows "
         "are worth fewer independent ones; the confidence counts those.</p>",
         f'<p class="verdict {p.verdict}">{said}</p>',
-        _plot(
+        plot(
             chart, "Below the diagonal: fewer false alarms than promised. The band above it altogether: the promise is broken."
         ),
-        _table(
+        table(
             "Normal running that it has not learned from; between “at least” and “at most” with 95 % confidence",
             ["", "value"],
             facts,
         ),
-        _behind(_table("The curve", ["promised", "measured", "at least", "at most"], curve)),
+        behind(table("The curve", ["promised", "measured", "at least", "at most"], curve)),
     ]
 
 
@@ -445,7 +352,7 @@ def _blame(found: Sequence[Blame], overall: float | None) -> list[str]:
         "<p>A fault was put into one known channel of windows that were not strange before, the channels in turn. Of those "
         "that were noticed, in how many does that channel get most of the blame? What changes only how channels go together "
         "(warp, swap) has no single culprit, and is noticed seldom.</p>",
-        _table(
+        table(
             "Faults in a known channel",
             ["fault", "windows", "share noticed", "of those blamed rightly"],
             rows,
@@ -482,8 +389,8 @@ def _stress(found: Sequence[Curve]) -> list[str]:
             [point.strength, point.alarm_share, point.told_apart, point.still_found, point.scored] for point in curve.points
         ]
         head = ["strength", "alarm share", "told apart", "still found", "scored"]
-        table = _table(f"{curve.name}: {curve.unit}", head, rows)
-        lines += ["<div>", f"<h3>{curve.name}</h3>", _plot(chart, ""), _behind(table), "</div>"]
+        figures = table(f"{curve.name}: {curve.unit}", head, rows)
+        lines += ["<div>", f"<h3>{curve.name}</h3>", plot(chart, ""), behind(figures), "</div>"]
     return [*lines, "</div>"]
 
 
@@ -523,8 +430,8 @@ def _contamination(found: Contamination | None) -> list[str]:
         "Where the curve stays flat, strange still scores higher than normal. What calibrates holds as many faults and is "
         "never trimmed: they make faults ordinary, and fewer are noticed whatever the curve says.</p>",
         f'<p class="verdict">{escape(said)}</p>',
-        _plot(chart, "1 finds everything, 0.5 is chance. Means over three draws of which windows are faulty."),
-        _table(
+        plot(chart, "1 finds everything, 0.5 is chance. Means over three draws of which windows are faulty."),
+        table(
             "Noticed: share of the faults put in that have p at or below the threshold of the alerts",
             head,
             rows,
@@ -557,8 +464,8 @@ def _attacks(found: Sequence[Attack]) -> list[str]:
                 strengths, shares = [p.strength for p in one.points], [p.alarm_share for p in one.points]
                 chart.line(strengths, shares, kinds[one.method], one.method, dots=True)
             rows: list[list[Cell]] = [[one.method, p.strength, p.alarm_share, p.told_apart] for one in own for p in one.points]
-            table = _table(f"{title}, {model}", ["method", "strength", "alarm share", "told apart from normal"], rows)
-            lines += ["<div>", f"<h3>{title}, {model}</h3>", _plot(chart, ""), _behind(table), "</div>"]
+            figures = table(f"{title}, {model}", ["method", "strength", "alarm share", "told apart from normal"], rows)
+            lines += ["<div>", f"<h3>{title}, {model}</h3>", plot(chart, ""), behind(figures), "</div>"]
     return [*lines, "</div>"]
 
 
@@ -593,10 +500,10 @@ def _map(found: Map | None, points: Points | None) -> list[str]:
         "time that "
         "lie apart mean that normal itself wanders.</p>",
         '<div class="many">',
-        _plot(first, "Normal and labelled windows."),
-        _plot(second, "Normal windows only: does normal wander?"),
+        plot(first, "Normal and labelled windows."),
+        plot(second, "Normal windows only: does normal wander?"),
         "</div>",
-        _table("The map", ["", "value"], facts),
+        table("The map", ["", "value"], facts),
     ]
 
 
@@ -627,50 +534,13 @@ def _about(found: Examination) -> list[str]:
         "<p>What is measured is the bundle as it ships, through the code that runs on the device. Labels were used to "
         "judge it and "
         "for nothing else but telling normal rows where no normal recordings were given.</p>",
-        _table("The bundle", ["", "value"], facts),
+        table("The bundle", ["", "value"], facts),
         *(["<h3>Notes</h3>", "<ul>", *notes, "</ul>"] if notes else []),
         "<p>The same figures are in <code>report.json</code>.</p>",
     ]
 
 
 # Pieces
-
-
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], ours: int = -1) -> str:
-    """The first column names the row; the row `ours` stands out."""
-    lines = ['<div class="scroll"><table>', f"<caption>{escape(caption)}</caption>", "<thead><tr>"]
-    rows = list(rows)
-    # A column with a word in it stands to the left as a whole, its title too.
-    words = [any(isinstance(row[at], str) for row in rows) for at in range(len(head))]
-    lines += [
-        f'<th scope="col"{_class(text and "text", len(title) < 10 and "one")}>{escape(title)}</th>' if title else "<td></td>"
-        for title, text in zip(head, words, strict=True)
-    ]
-    lines.append("</tr></thead><tbody>")
-    for i, row in enumerate(rows):
-        cells = [
-            f"<td{_class(text and 'text')}>{escape(figure(cell))}</td>" for cell, text in zip(row[1:], words[1:], strict=True)
-        ]
-        name = figure(row[0])
-        # A moment or a file's name stays in one piece.
-        lines.append(
-            f'<tr{_class(i == ours and "ours")}><th scope="row"{_class(" " not in name and "one")}>{escape(name)}</th>'
-            f"{''.join(cells)}</tr>"
-        )
-    return "\n".join([*lines, "</tbody></table></div>"])
-
-
-def _class(*names: str | Literal[False]) -> str:
-    known = [name for name in names if name]
-    return f' class="{" ".join(known)}"' if known else ""
-
-
-def _plot(chart: Chart, caption: str) -> str:
-    return f"<figure>{chart.svg()}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
-
-
-def _behind(table: str) -> str:
-    return f"<details><summary>The figures of this plot</summary>{table}</details>"
 
 
 def _count(n: int, one: str, many: str = "") -> str:

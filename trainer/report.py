@@ -10,11 +10,7 @@ Without `--normal`, the rows of each labelled recording before its first label t
 first half of them, and every method is then compared on the rows after that half. Labels are for judging and for this.
 """
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,13 +20,13 @@ import msgspec
 import numpy as np
 
 from edge.bundle import Bundle
-from edge.errors import CannotCreateError, DataError
+from edge.errors import DataError
 from edge.operating.score import judge_recording, rows_to_windows
 from edge.scoring.backends import run_in_slices
 from edge.scoring.inject import INJECTIONS
 from edge.sensing.recordings import Recording, find_recordings, format_time, match_channels, read_recording
 from edge.signal import Float32, Float64, Int64
-from trainer import baselines, contamination, promise, stress
+from trainer import baselines, contamination, folder, promise, stress
 from trainer.contamination import Contamination
 from trainer.data import cut
 from trainer.evaluate import Evaluation, Judged, buffer_of, judge, learned_from, mean, ranking, sha256_of, summarise
@@ -480,49 +476,15 @@ def rounded(found: Built) -> Built:
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
     """Before the time is spent, not after. Raises `CannotCreateError`."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise CannotCreateError(f"{out}: exists already; choose another place or say --overwrite")
-    if not out.is_dir() or not {path.name for path in out.iterdir()} <= FILES:
-        raise CannotCreateError(f"{out}: exists and is no report, so it is not overwritten; choose another place")
+    folder.refuse_existing(out, FILES, overwrite)
 
 
 def write(out: Path, found: Examination, drawn: Drawn, *, overwrite: bool = False) -> None:
-    """The folder `out`, whole or not at all. Raises `CannotCreateError` when it exists; with `overwrite` a report is "
-    "replaced."""
+    """The folder `out`, whole or not at all. Raises `CannotCreateError` when it exists; with `overwrite` a report is
+    replaced."""
     from trainer.page import render
 
-    refuse_existing(out, overwrite)
-    with _at_once(out) as draft:
-        (draft / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-        (draft / "report.html").write_text(render(found, drawn), "utf-8")
-
-
-@contextmanager
-def _at_once(out: Path) -> Iterator[Path]:
-    """A folder to fill that takes the place of `out` when everything in it is written, or never."""
-    draft: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        draft.chmod(0o755)
-        yield draft
-        before = draft.with_name(draft.name + ".before")
-        if out.exists():
-            os.replace(out, before)
-        try:
-            os.replace(draft, out)
-        except OSError:
-            if before.exists():
-                os.replace(before, out)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
-    except OSError as error:
-        raise CannotCreateError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
+    folder.write(out, {"report.json": folder.json(found), "report.html": render(found, drawn).encode()}, overwrite)
 
 
 def _seconds(at_ns: int, time_ns: Int64) -> float:

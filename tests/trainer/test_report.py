@@ -2,13 +2,12 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from made_report import made_report, material, recording
+from read_page import Page, marked
 from small_bundle import members
 
 from edge.bundle import write_bundle
@@ -20,8 +19,6 @@ from trainer.page import figure
 from trainer.progress import Step
 from trainer.promise import Verdict
 from trainer.report import Drawn, Examination, examine, findings, leading, refuse_existing, write
-
-VOID = {"meta", "path", "rect", "circle", "br", "link", "img"}
 
 
 @pytest.fixture(scope="module")
@@ -37,47 +34,6 @@ def made() -> tuple[Examination, Drawn]:
 @pytest.fixture(scope="module")
 def html(made: tuple[Examination, Drawn]) -> str:
     return page.render(*made)
-
-
-class Page(HTMLParser):
-    """Checks that what is opened is closed, in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.cells: set[str] = set()
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if {"td", "th", "dd", "li"} & set(self.open):
-            self.cells.add(data.strip())
-
-
-def marked(value: Any, drawn: list[float]) -> Any:
-    """Every number replaced by one that occurs nowhere else."""
-    if isinstance(value, dict):
-        return {key: marked(inner, drawn) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [marked(inner, drawn) for inner in value]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return value
-    drawn.append(100_003 + len(drawn) if isinstance(value, int) else round(0.2001 + 0.0001 * len(drawn), 4))
-    return drawn[-1]
 
 
 def test_every_figure_of_the_json_is_on_the_page(made: tuple[Examination, Drawn]) -> None:
