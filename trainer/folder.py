@@ -1,4 +1,4 @@
-"""A report is a folder: a page and the same figures for programs. It appears whole or not at all."""
+"""What is written is a folder, a training run or a report. It appears whole or not at all."""
 
 import os
 import shutil
@@ -17,26 +17,26 @@ def json(found: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
 
 
-def refuse_existing(out: Path, names: Collection[str], overwrite: bool) -> None:
-    """A folder with other files than these is no report. Raises `CannotCreateError`."""
+def refuse_existing(out: Path, names: Collection[str], overwrite: bool, what: str = "report") -> None:
+    """Before hours are spent, not after. A folder with other files than these is none. Raises `CannotCreateError`."""
     if not out.exists():
         return
     if not overwrite:
         raise CannotCreateError(f"{out}: exists already; choose another place or say --overwrite")
     if not out.is_dir() or not {path.name for path in out.iterdir()} <= set(names):
-        raise CannotCreateError(f"{out}: exists and is no report, so it is not overwritten; choose another place")
+        raise CannotCreateError(f"{out}: exists and is no {what}, so it is not overwritten; choose another place")
 
 
 def write(out: Path, files: Mapping[str, bytes], overwrite: bool) -> None:
     """The folder `out` with these files. Raises `CannotCreateError` when it exists; with `overwrite` a report is replaced."""
     refuse_existing(out, files, overwrite)
-    with _at_once(out) as draft:
+    with at_once(out) as draft:
         for name, content in files.items():
             (draft / name).write_bytes(content)
 
 
 @contextmanager
-def _at_once(out: Path) -> Iterator[Path]:
+def at_once(out: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of `out` when everything in it is written, or never."""
     draft: Path | None = None
     try:

@@ -10,8 +10,6 @@ The same recipe and recordings give the same weights to the bit, on one kind of 
 import importlib.metadata
 import math
 import os
-import shutil
-import tempfile
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -26,7 +24,7 @@ import torch
 from edge.errors import CannotCreateError, ConfigError, DataError
 from edge.sensing.windows import MissingPolicy
 from edge.signal import Int64
-from trainer import data, distributed, trimming
+from trainer import data, distributed, folder, trimming
 from trainer.model import Detector
 from trainer.progress import Report, Step
 from trainer.quality import Finding, summary
@@ -35,6 +33,8 @@ from trainer.unfinished import SAVE_EVERY_S, Made, State, Unfinished
 from trainer.windows import WindowArray, batches
 
 FORMAT = 1
+FILES = {"checkpoint.pt", "run.json", "windows.npz"}
+"""Of a run."""
 MAX_WINDOWS_BYTES = 64 * 1024 * 1024
 """Of each kind that a run keeps. Plenty for ranges, scorer and calibration; a recording of months stays out of it."""
 LOSSES_KEPT = 200
@@ -158,7 +158,8 @@ def train(
     )
     if not first:
         return info
-    with directory_at_once(out, overwrite) as draft:
+    refuse_existing(out, overwrite)  # hours may have gone by
+    with folder.at_once(out) as draft:
         weights = {name: value.cpu() for name, value in fitted.detector.state_dict().items()}
         torch.save(weights, draft / "checkpoint.pt")
         (draft / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n")
@@ -405,32 +406,7 @@ def version() -> str:
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Before hours are spent, not after. Raises `CannotCreateError`."""
-    if not out.exists():
-        return
-    if not overwrite:
-        raise CannotCreateError(f"{out}: exists already; choose another place or say --overwrite")
-    ours = out.is_dir() and {path.name for path in out.iterdir()} <= {"checkpoint.pt", "run.json", "windows.npz"}
-    if not ours or not (out / "run.json").is_file():
+    """Raises `CannotCreateError` for anything that is no run, however empty, and without `overwrite` for a run too."""
+    folder.refuse_existing(out, FILES, overwrite, "training run")
+    if out.exists() and not (out / "run.json").is_file():
         raise CannotCreateError(f"{out}: exists and is no training run, so it is not overwritten; choose another place")
-
-
-@contextmanager
-def directory_at_once(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory to fill that appears as `out` when everything in it is written, or never."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise CannotCreateError(f"{out}: cannot be created: {error.strerror}") from None
-    try:
-        draft.chmod(0o755)
-        yield draft
-        refuse_existing(out, overwrite)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(draft, out)
-    except OSError as error:
-        raise CannotCreateError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
