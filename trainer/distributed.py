@@ -215,7 +215,9 @@ def on_torchrun(options: argparse.Namespace) -> "RunInfo | None":
         raise UsageError("nothing started several processes; use `torchrun --nproc-per-node 2 -m trainer.distributed …`")
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        return work(options)
+        info = work(options)
+        dist.barrier()  # or gloo's threads in one process may still be talking to another one's, and abort it as it ends
+        return info
     finally:
         dist.destroy_process_group()
 

@@ -137,6 +137,8 @@ except ConfigError:
     said.append("noticed")
 with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
     json.dump(said, file)
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
