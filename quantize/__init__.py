@@ -164,6 +164,8 @@ def quantize(
     fit, calibration, position = load_windows(run)
     runtimes = _in_order(FORMATS[runtime or info.recipe.runtime], target)
     budget = budget or info.recipe.budget
+    if target is not None:  # the board says it, to what is trained again as to what ships
+        budget = msgspec.structs.replace(budget, flips=target.flips)
     if "litert" in runtimes:
         from quantize.tflite import require_convertible
 

@@ -31,8 +31,6 @@ def choose_all(
     `counted` is of the target's processor; `also` is said behind what was measured. Raises `GateError` when what is asked
     for, or float, is over budget.
     """
-    if target is not None:
-        budget = msgspec.structs.replace(budget, flips=target.flips)
     choices = {}
     for name, found in measured.items():
         made_for = None if target is None else (target, counted if isinstance(counted, str) else counted.get(name, NOT_HERE))
@@ -74,7 +72,7 @@ def choose(
             raise GateError(f"no int8 model: {measured}")
         return "float32", measured
     if made_for is not None:
-        return _choose_for(*made_for, measured, precision, budget)
+        return _choose_for(*made_for, measured, precision, budget, also)
     if precision == "int8":
         measured.require(budget)
     if failures := measured.failures(budget):
@@ -92,11 +90,11 @@ def lost(measured: Parity, table: Matrix, budget: Budget) -> str:
 
 
 def _choose_for(
-    board: Board, counted: Instructions | str, measured: Parity, precision: Precision, budget: Budget
+    board: Board, counted: Instructions | str, measured: Parity, precision: Precision, budget: Budget, also: str
 ) -> tuple[str, str]:
     if failures := refusals(board, measured, counted, budget):
         if precision == "int8":
             raise GateError(f"int8 is not for {board.name}: {'; '.join(failures)}")
-        return "float32", f"int8 is not for {board.name}: {'; '.join(failures)}"
+        return "float32", f"int8 is not for {board.name}: {'; '.join(failures)}{also}"
     cost = "instructions were not counted" if isinstance(counted, str) else f"{counted.lines()} on {counted.processor}"
-    return "int8", f"for {board.name}: {1 - measured.flips:.1%} of {measured.windows} verdicts as in float; {cost}"
+    return "int8", f"for {board.name}: {1 - measured.flips:.1%} of {measured.windows} verdicts as in float; {cost}{also}"

@@ -222,6 +222,12 @@ def test_int8_that_was_asked_for_is_refused_too() -> None:
         choose(PARITY, "int8", Budget(), (PI5, counted(1, 2)))
 
 
+def test_what_training_did_is_said_for_a_board_too() -> None:
+    assert choose(PARITY, "auto", Budget(), (PI5, counted(2, 1)), "; trained again")[1].endswith("; trained again")
+    assert choose(PARITY, "auto", Budget(), (PI5, counted(1, 2)), "; trained again")[1].endswith("; trained again")
+    assert "trained again" not in choose(PARITY, "auto", Budget(), (PI5, counted(2, 1)))[1]
+
+
 def test_when_the_emulator_fails_the_bundle_is_made_all_the_same(run: Path, tmp_path: Path) -> None:
     result = quantize(run, tmp_path / "x.amiss", target=board("pi4"), arm64=Broken(2, 1))
     assert result.not_counted == "it fell over"
