@@ -138,9 +138,7 @@ def heard_by(bundle: Bundle, scorer: str, backend: Backend) -> Bundle:
         manifest,
         bundle.digest,
         backend,
-        bundle.scorer,
-        bundle.calibrator,
-        bundle.explainer,
+        bundle.head,
         bundle.golden,
         bundle.size,
     )

@@ -38,6 +38,7 @@ import numpy as np
 from benchmarks.baselines import BASELINES
 from benchmarks.detect_data import SETS, Case, Group
 from edge.bundle import Bundle
+from edge.head import Head
 from edge.operating.commission import WINDOWS
 from edge.operating.score import judge_recording, rows_to_windows
 from edge.scoring.backends import Outputs, run_in_slices
@@ -158,9 +159,7 @@ def commissioned(bundle: Bundle, normal: Recording, hop: int | None = None) -> B
         manifest,
         bundle.digest,
         bundle.backend,
-        head.scorer,
-        head.calibrator,
-        head.explainer,
+        Head(head.scorer, head.calibrator, head.explainer),
         bundle.golden,
         bundle.size,
         bundle.stream,

@@ -42,7 +42,7 @@ def draw(
     # The score that the threshold p-value stands for is a line that people can read off.
     score.plot(seconds(verdicts.end_ns), verdicts.score, linewidth=1.0, color="#222222", label="score")
     p_value = bundle.pipeline().policy.p_value
-    threshold = bundle.calibrator.score_at(p_value)
+    threshold = bundle.head.calibrator.score_at(p_value)
     score.axhline(threshold, color="#c4472c", linestyle="--", linewidth=1, label=f"threshold, p = {p_value:.2g}")
     score.set_ylabel("score\n(higher is stranger)")
     score.set_xlabel("seconds")

@@ -35,12 +35,11 @@ import numpy.typing as npt
 from edge.config import AlarmConfig
 from edge.errors import BundleError, NoInputError
 from edge.files import at_once
+from edge.head import Head
 from edge.pipeline import Pipeline
 from edge.scoring.alerts import AlarmPolicy
 from edge.scoring.backends import OUTPUTS, RUNTIMES, Backend, Outputs, first_installed, installed, run_in_slices
-from edge.scoring.calibrate import Calibrator
-from edge.scoring.ensemble import Ensemble, parse
-from edge.scoring.explain import Explainer
+from edge.scoring.ensemble import parse
 from edge.scoring.smoothing import Smoother
 from edge.scoring.streaming import StreamGraph, open_stream
 from edge.sensing.windows import MissingPolicy, Windower
@@ -149,15 +148,13 @@ class Bundle:
         manifest: Manifest,
         digest: str,
         backend: Backend,
-        scorer: Ensemble,
-        calibrator: Calibrator,
-        explainer: Explainer,
+        head: Head,
         golden: Golden,
         size: int,
         stream: StreamGraph | None = None,
     ) -> None:
         self.manifest, self.digest, self.size = manifest, digest, size
-        self.backend, self.scorer, self.calibrator, self.explainer = backend, scorer, calibrator, explainer
+        self.backend, self.head = backend, head
         self.golden, self.stream = golden, stream
 
     @classmethod
@@ -169,10 +166,8 @@ class Bundle:
         data = _read(path)
         try:
             manifest, members = verify(data)
-            head, golden = _arrays(members["head.npz"]), _arrays(members["golden.npz"])
-            scorer = Ensemble.from_arrays(manifest.scorer, _part(head, "scorer."))
-            calibrator = Calibrator(_part(head, "calibrator.")["scores"])
-            explainer = Explainer(**_part(head, "explain."))
+            head = Head.from_arrays(manifest.scorer, unpack_arrays(members["head.npz"]))
+            golden = unpack_arrays(members["golden.npz"])
             chosen = RUNTIMES[runtime or first_installed(manifest.runtimes)]
             backend = chosen.open(members[chosen.member])
             stream = open_stream(members["stream.onnx"]) if "stream.onnx" in members else None
@@ -184,7 +179,7 @@ class Bundle:
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from None
         digest = hashlib.sha256(data).hexdigest()
-        return cls(manifest, digest, backend, scorer, calibrator, explainer, proof, len(data), stream)
+        return cls(manifest, digest, backend, head, proof, len(data), stream)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -202,7 +197,7 @@ class Bundle:
         if self.stream:
             nowhere = np.zeros(len(x), np.int64)
             found.append(self.stream.start(1).run(Windows(nowhere, nowhere, x, fresh=np.ones(len(x), bool))))
-        scores = [self.scorer.score(outputs) for outputs in found]
+        scores = [self.head.scorer.score(outputs) for outputs in found]
         worst = max(float(np.max(np.abs(score - wanted) / (1 + np.abs(wanted)), initial=0.0)) for score in scores)
         if not worst <= self.tolerance:
             raise BundleError(
@@ -227,10 +222,8 @@ class Bundle:
         return Pipeline(
             Windower(len(manifest.channels), manifest.rate_hz, manifest.window, hop, manifest.missing),
             self.backend,
-            self.scorer,
-            self.calibrator,
-            self.explainer,
-            AlarmPolicy.of(alarm or AlarmConfig(), floor=self.calibrator.floor, length=manifest.window, hop=hop),
+            self.head,
+            AlarmPolicy.of(alarm or AlarmConfig(), floor=self.head.calibrator.floor, length=manifest.window, hop=hop),
             self.smoother(hop, smooth=smooth),
             channels=self.channels,
             model=self.digest,
@@ -288,10 +281,9 @@ def pack_golden(golden: Golden) -> bytes:
     return pack_arrays({"x": golden.x, **golden.outputs.arrays(), "score": golden.score})
 
 
-def pack_head(scorer: Ensemble, calibrator: Calibrator, explainer: Explainer) -> bytes:
+def pack_head(head: Head) -> bytes:
     """head.npz"""
-    parts = {"scorer.": scorer.arrays(), "calibrator.": calibrator.arrays(), "explain.": explainer.arrays()}
-    return pack_arrays({prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()})
+    return pack_arrays(head.arrays())
 
 
 def verify(data: bytes) -> tuple[Manifest, dict[str, bytes]]:
@@ -372,12 +364,8 @@ def _manifest(data: bytes) -> Manifest:
     return manifest
 
 
-def _part(arrays: Mapping[str, Float32], prefix: str) -> dict[str, Float32]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _arrays(data: bytes) -> dict[str, Float32]:
-    """An .npz of finite float32 arrays; stored members only, so its size bounds what it unpacks to."""
+def unpack_arrays(data: bytes) -> dict[str, Float32]:
+    """An .npz of finite float32 arrays; stored members only, so its size bounds what it unpacks to. Raises `BundleError`."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):

@@ -81,6 +81,39 @@ class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     health_every_s: Positive = 60.0
 
 
+class RequestsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What others may ask of this device, over MQTT and on its page."""
+
+    allow: tuple[str, ...] | None = None
+    """Verbs that are answered over MQTT; `[]`: none. `None`: all. Who may ask at all is the broker's to say (its ACL)."""
+    token: str | None = None
+    """Demanded in the field `token` of every request that changes something. Better in AMISS_REQUESTS__TOKEN_FILE than here."""
+
+
+class HomeAssistantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Present (also when empty): this device shows up in Home Assistant by itself."""
+
+    prefix: str = "homeassistant"
+    """Of its discovery topics, as set in Home Assistant."""
+
+
+class WebConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Present (also when empty): the device has a page of its own."""
+
+    host: str = "127.0.0.1"
+    """`0.0.0.0` for everybody on the network; then a token is needed for what changes something."""
+    port: Annotated[int, Meta(gt=0, lt=65536)] = 8642
+    token: str | None = None
+    """Asked for before anything is changed. Better in AMISS_WEB__TOKEN_FILE than here."""
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Present (also when empty): Prometheus may read http://host:port/metrics."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(gt=0, lt=65536)] = 9642
+
+
 class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of device.toml."""
 
@@ -91,6 +124,10 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     streams: Annotated[dict[Name, StreamConfig], Meta(min_length=1)]
     mqtt: MqttConfig = MqttConfig()
     alarm: AlarmConfig = AlarmConfig()
+    requests: RequestsConfig = RequestsConfig()
+    homeassistant: HomeAssistantConfig | None = None
+    web: WebConfig | None = None
+    metrics: MetricsConfig | None = None
     state_dir: str | None = None
     """Where the outbox lives. `None`: $STATE_DIRECTORY, else $XDG_STATE_HOME/amiss, else ~/.local/state/amiss."""
     outbox_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
@@ -149,8 +186,9 @@ def schema() -> dict[str, Any]:
 def redacted(config: DeviceConfig) -> dict[str, Any]:
     """The effective configuration as plain data, without secrets."""
     data: dict[str, Any] = msgspec.to_builtins(config)
-    if data["mqtt"]["password"] is not None:
-        data["mqtt"]["password"] = "***"
+    for section, key in (("mqtt", "password"), ("requests", "token"), ("web", "token")):
+        if data[section] is not None and data[section][key] is not None:
+            data[section][key] = "***"
     return data
 
 
@@ -174,6 +212,9 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = value
 
 
+_SECTIONS = ("mqtt", "alarm", "streams", "requests", "homeassistant", "web", "metrics")
+
+
 def _from_environment(environ: Mapping[str, str], path: Path) -> dict[str, Any]:
     """AMISS_A__B=value → {"a": {"b": value}}. Only keys of the configuration; other AMISS_ variables are not ours."""
     found: dict[str, Any] = {}
@@ -188,7 +229,7 @@ def _from_environment(environ: Mapping[str, str], path: Path) -> dict[str, Any]:
             except OSError as error:
                 raise ConfigError(f"{name}={value}: cannot be read: {error.strerror}") from None
             keys[-1] = keys[-1].removesuffix("_file")
-        if keys[0] not in known or (len(keys) == 1 and keys[0] in ("mqtt", "alarm", "streams")):
+        if keys[0] not in known or (len(keys) == 1 and keys[0] in _SECTIONS):
             continue
         at = found
         for key in keys[:-1]:

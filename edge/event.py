@@ -4,7 +4,8 @@ from typing import Literal
 
 import msgspec
 
-EventType = Literal["anomaly_started", "anomaly_updated", "anomaly_ended", "sensor_fault", "drift", "gap"]
+EventType = Literal["anomaly_started", "anomaly_updated", "anomaly_ended", "sensor_fault", "drift", "new_normal", "gap"]
+"""`new_normal` is a question: an anomaly has lasted, and the machine has settled in it. Is this how it runs from now on?"""
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -13,6 +14,17 @@ class Share(msgspec.Struct, frozen=True):
     channel: str
     share: float
     """0 … 1; the shares of all channels add up to 1."""
+
+
+class Excerpt(msgspec.Struct, frozen=True):
+    """A glance at the signal: the window that led to an event, few channels of it, thinned."""
+
+    start_ns: int
+    """Time of the first value."""
+    step_ns: int
+    """From one value to the next."""
+    channels: dict[str, tuple[float, ...]]
+    """Values in the channel's own unit, most responsible channel first."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,4 +50,5 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     """Digest of the bundle that judged, as `sha256sum` prints it for the file."""
     reason: str = ""
-    """For a gap: see `edge.signal.Gap`."""
+    """For a gap: see `edge.signal.Gap`; for a sensor fault, drift and the end of an anomaly what kind or why."""
+    excerpt: Excerpt | None = None

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge.event import Event
+from edge.head import Head
 from edge.scoring.alerts import Alarm, AlarmPolicy
 from edge.scoring.backends import Backend, run_in_slices
-from edge.scoring.calibrate import Calibrator
-from edge.scoring.ensemble import Ensemble
-from edge.scoring.explain import Explainer
 from edge.scoring.smoothing import Smoother
 from edge.scoring.streaming import Stream
 from edge.sensing.windows import Windower
@@ -50,9 +48,7 @@ class Pipeline:
         self,
         windower: Windower,
         backend: Backend,
-        scorer: Ensemble,
-        calibrator: Calibrator,
-        explainer: Explainer,
+        head: Head,
         policy: AlarmPolicy,
         smoother: Smoother,
         *,
@@ -62,7 +58,7 @@ class Pipeline:
     ) -> None:
         """With `stream`, whose hop is the windower's, new samples go through it and not whole windows through `backend`."""
         self.channels, self.policy, self.windower = channels, policy, windower
-        self._backend, self._scorer, self._calibrator, self._explainer = backend, scorer, calibrator, explainer
+        self._backend, self.head = backend, head
         self._model, self._stream = model, stream
         self._hop_ns = round(windower.hop * windower.period_ns)
         self._smoother = smoother
@@ -84,9 +80,9 @@ class Pipeline:
             shares = np.empty((0, len(self.channels)), np.float32)
             return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, np.empty(0, bool), tuple(events))
         outputs = self._stream.run(windows) if self._stream else run_in_slices(self._backend, windows.x)
-        score, seen = self._smoother.feed(windows.end_ns, self._scorer.score(outputs))
-        p_value = self._calibrator.p_value(score)
-        shares = self._explainer.shares(outputs)
+        score, seen = self._smoother.feed(windows.end_ns, self.head.scorer.score(outputs))
+        p_value = self.head.calibrator.p_value(score)
+        shares = self.head.explainer.shares(outputs)
         alerts, active = self.alarm.update(windows.end_ns, score, p_value, shares)
         start_ns = windows.start_ns - (seen - 1) * self._hop_ns
         return Verdicts(start_ns, windows.end_ns, score, p_value, shares, active, (*events, *alerts))

@@ -248,7 +248,7 @@ def quantize(
         model_bytes=sum(map(len, members.values())),
         runtimes=runtimes,
         bundle_bytes=out.stat().st_size,
-        calibration_windows=Bundle.open(out).calibrator.windows,
+        calibration_windows=Bundle.open(out).head.calibrator.windows,
         parity=found if isinstance(found := measured[first], Parity) else None,
         matrix=table,
         pruned=pruned,

@@ -16,6 +16,7 @@ import numpy as np
 
 from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, write_bundle
 from edge.errors import DataError
+from edge.head import Head
 from edge.scoring.backends import OUTPUTS, RUNTIMES, installed, run_in_slices
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
@@ -111,7 +112,7 @@ def pack(
     )
     members = {
         **models,
-        "head.npz": pack_head(scorer, calibrator, explainer),
+        "head.npz": pack_head(Head(scorer, calibrator, explainer)),
         "golden.npz": pack_golden(golden),
         "README.md": _card(manifest).encode(),
         "bom.cdx.json": _bill_of_materials(manifest).encode(),

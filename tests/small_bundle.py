@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, write_bundle
+from edge.head import Head
 from edge.scoring.backends import OUTPUTS, OnnxBackend, run_in_slices
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
@@ -83,7 +84,7 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     )
     return manifest, {
         "model.onnx": model,
-        "head.npz": pack_head(fitted, calibrator, Explainer.fit(outputs)),
+        "head.npz": pack_head(Head(fitted, calibrator, Explainer.fit(outputs))),
         "golden.npz": pack_golden(Golden(x[:4], golden, fitted.score(golden))),
         "README.md": b"# small\n",
         "bom.cdx.json": b"{}\n",

@@ -95,7 +95,7 @@ def _slopes(bundle: Bundle, outputs: list[Float32], spread: list[Float32]) -> li
             moved[np.arange(count), :, np.arange(count)] += direction * nudge.T
             arrays = [np.concatenate([one] * count) for one in outputs]  # (K B, …)
             arrays[which] = moved.reshape(-1, *values.shape[1:])
-            scores.append(bundle.scorer.score(Outputs(*arrays)).reshape(count, -1).T)  # (B, K)
+            scores.append(bundle.head.scorer.score(Outputs(*arrays)).reshape(count, -1).T)  # (B, K)
         slope = (scores[0].astype(np.float64) - scores[1]) / (2 * nudge)
         slopes.append(np.nan_to_num(slope, posinf=0, neginf=0).astype(np.float32).reshape(values.shape))
     return slopes

@@ -155,7 +155,7 @@ def _timeline(one: Judged, own: Sequence[Finding], drawn: Drawn) -> list[str]:
     x = Axis(f"{unit} from {_moment(int(recording.time_ns[0]))}", 0.0, max(float(time_s[-1]) / per, 1e-9))
     end_s = (verdicts.end_ns - recording.time_ns[0]) / 1e9
     score = np.where(np.isfinite(verdicts.score), verdicts.score, np.nan).astype(np.float64)
-    threshold = drawn.bundle.calibrator.score_at(drawn.bundle.pipeline().policy.p_value)
+    threshold = drawn.bundle.head.calibrator.score_at(drawn.bundle.pipeline().policy.p_value)
     low, high = float(np.nanmin(score, initial=0.0)), float(np.nanmax(score, initial=max(threshold, 1.0)))
     y = Axis("score", low - 0.05 * (high - low), high + 0.05 * (high - low))
     labelled = _stretches(recording.label, time_s)

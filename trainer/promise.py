@@ -75,9 +75,9 @@ def keep(bundle: Bundle, verdicts: Sequence[Verdicts]) -> Promise:
     alerts = sum(event.type == "anomaly_started" for one in verdicts for event in one.events)
     low, high = poisson_interval(alerts)
     days = hours / DAY_H
-    calibrated = bundle.calibrator.windows
+    calibrated = bundle.head.calibrator.windows
     lacking = int(np.ceil(1 / DEFAULT_P_VALUE)) - 1 - calibrated
-    levels = np.geomspace(max(bundle.calibrator.floor, 1e-6), 0.5, LEVELS)
+    levels = np.geomspace(max(bundle.head.calibrator.floor, 1e-6), 0.5, LEVELS)
     return Promise(
         windows=count,
         independent=independent,

@@ -6,6 +6,8 @@
     amiss/<node>/<stream>/availability   retained, QoS 1   `online` / `offline`
     amiss/<node>/<stream>/state          retained, QoS 0   `StatePayload`
     amiss/<node>/<stream>/event          QoS 1             `EventPayload`, through the outbox
+    amiss/<node>/request/<verb>          to the device     an object, of which `transaction` comes back with the answer
+    amiss/<node>/response/<verb>         QoS 1             `Response`
 
 Payloads are JSON. A time is there twice: RFC 3339 in UTC for people, epoch nanoseconds (`…_ns`) for programs. A field that
 has nothing to say is left out; one that is always there has no default below.
@@ -16,7 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edge.event import Event, EventType, Share
+from edge.event import Event, EventType, Excerpt, Share
 
 ONLINE, OFFLINE = b"online", b"offline"
 
@@ -43,6 +45,25 @@ def state(node: str, stream: str) -> str:
 
 def event(node: str, stream: str) -> str:
     return _topic(node, stream, "event")
+
+
+def requests(node: str) -> str:
+    """What the device subscribes to."""
+    return f"{_topic(node, 'request')}/+"
+
+
+def request(node: str, verb: str) -> str:
+    return _topic(node, "request", verb)
+
+
+def verb_of(node: str, topic: str) -> str | None:
+    """The verb of a request; None for every other topic."""
+    start = _topic(node, "request") + "/"
+    return topic.removeprefix(start) if topic.startswith(start) else None
+
+
+def response(node: str, verb: str) -> str:
+    return _topic(node, "response", verb)
 
 
 def stream_of(topic: str) -> str:
@@ -84,6 +105,8 @@ class EventPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Digest (hex SHA-256) of the bundle that judged."""
     reason: str = ""
     """For a gap: `silence`, `missing`, `backwards` (samples) or `outbox_full` (records)."""
+    excerpt: Excerpt | None = None
+    """A glance at the signal, on the stream's own clock."""
     count: int | None = None
     """For a gap in the records: how many were dropped."""
 
@@ -187,7 +210,18 @@ class InfoPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     config_schema: dict[str, Any] | None = None
 
 
-Payload = EventPayload | StatePayload | HealthPayload | InfoPayload
+class Response(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of a request."""
+
+    status: Literal["ok", "error"]
+    data: Any = None
+    error: str = ""
+    """Cause and cure in one line."""
+    transaction: str | int | None = None
+    """As it was in the request."""
+
+
+Payload = EventPayload | StatePayload | HealthPayload | InfoPayload | Response
 
 
 def encode(payload: Payload) -> bytes:
@@ -227,6 +261,7 @@ def event_payload(
         channels=event.channels,
         model=event.model,
         reason=event.reason,
+        excerpt=event.excerpt,
     )
 
 

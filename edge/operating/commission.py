@@ -8,8 +8,9 @@ import numpy as np
 
 from edge.bundle import Bundle, Golden, members_of, pack_golden, pack_head, write_bundle
 from edge.errors import DataError
+from edge.head import Head
 from edge.scoring.backends import Outputs, run_in_slices
-from edge.scoring.commission import ForeignError, Head, fit_head
+from edge.scoring.commission import Fitted, ForeignError, fit_head
 from edge.sensing.recordings import find_recordings, match_channels, read_recording
 from edge.sensing.windows import Windower
 from edge.signal import Int64
@@ -42,7 +43,7 @@ def commission(bundle_path: Path, normal: list[Path], out: Path, *, trusted: boo
     try:
         if not parts:
             raise ValueError(f"nowhere are {manifest.window} samples in a row usable")
-        head = fit_head(
+        fitted = fit_head(
             manifest.scorer,
             Outputs.concatenate(parts),
             np.concatenate(ends),
@@ -58,9 +59,10 @@ def commission(bundle_path: Path, normal: list[Path], out: Path, *, trusted: boo
     except ValueError as error:
         raise DataError(f"{', '.join(map(str, normal))}: {error}; record for longer") from None
     outputs = run_in_slices(bundle.backend, bundle.golden.x)
+    head = Head(fitted.scorer, fitted.calibrator, fitted.explainer)
     golden = Golden(bundle.golden.x, outputs, head.scorer.score(outputs))
     members = members_of(bundle_path) | {
-        "head.npz": pack_head(head.scorer, head.calibrator, head.explainer),
+        "head.npz": pack_head(head),
         "golden.npz": pack_golden(golden),
     }
     vouched = {"commissioned_trusted": "yes" if trusted else "no"}
@@ -74,14 +76,14 @@ def commission(bundle_path: Path, normal: list[Path], out: Path, *, trusted: boo
     digest = write_bundle(out, manifest, members)
     return (
         f"{out}: fitted to {head.calibrator.windows} windows of this machine, nothing rarer than "
-        f"p = {head.calibrator.floor:.2g}; {_left_out(head)}digest {digest[:16]}…"
+        f"p = {head.calibrator.floor:.2g}; {_left_out(fitted)}digest {digest[:16]}…"
     )
 
 
-def _left_out(head: Head) -> str:
-    if not head.foreign:
+def _left_out(fitted: Fitted) -> str:
+    if not fitted.foreign:
         return ""
-    return f"{head.foreign} windows left out because they look unlike the rest (--trusted keeps them); "
+    return f"{fitted.foreign} windows left out because they look unlike the rest (--trusted keeps them); "
 
 
 def _tolerances(bundle: Bundle) -> dict[str, float]:

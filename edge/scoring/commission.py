@@ -40,8 +40,8 @@ class ForeignError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What stands between the encoder and the alarm."""
+class Fitted:
+    """A head in the making, and what was left out of it."""
 
     scorer: Ensemble
     calibrator: Calibrator
@@ -54,7 +54,7 @@ class Head:
 
 def fit_head(
     scorer: str, outputs: Outputs, position: Int64, smoother: Smoother, overlap: int, *, trusted: bool = False
-) -> Head:
+) -> Fitted:
     """A head from normal windows in the order of time; raises ValueError when they are too few, `ForeignError` when too many
     look unlike the rest. `trusted`: nothing is left out.
 
@@ -79,4 +79,4 @@ def fit_head(
     ensemble = Ensemble.related(scorer, fit_members(scorer, learned), crossed)
     scores = smoothed(smoother, position[known], ensemble.combined(crossed))
     left_out = int((~ordinary).sum()), int((~known).sum())
-    return Head(ensemble, Calibrator.fit(scores), Explainer.fit(learned), *left_out)
+    return Fitted(ensemble, Calibrator.fit(scores), Explainer.fit(learned), *left_out)

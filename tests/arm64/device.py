@@ -24,7 +24,7 @@ def judged(path: Path, windows: np.ndarray) -> dict[str, Any]:
     except BundleError as error:
         return {"refused": str(error)}
     outputs = run_in_slices(bundle.backend, windows)
-    return {"backend": bundle.backend.name, "worst": worst, "scores": bundle.scorer.score(outputs).tolist()}
+    return {"backend": bundle.backend.name, "worst": worst, "scores": bundle.head.scorer.score(outputs).tolist()}
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_a_row_is_scored_by_the_window_around_it(tmp_path: Path) -> None:
     test = recording(500, seed=8, fault=slice(200, 300))
     score = row_scores(bundle, test)
     x = np.lib.stride_tricks.sliding_window_view(test.x, 16, axis=1).transpose(1, 0, 2)
-    direct = bundle.scorer.score(run_in_slices(bundle.backend, x))
+    direct = bundle.head.scorer.score(run_in_slices(bundle.backend, x))
     # The middle of window i lies between rows i + 7 and i + 8; of two that are as near, the earlier one speaks.
     np.testing.assert_allclose(score[8:493], direct, rtol=1e-5)
     assert test.label is not None

@@ -36,12 +36,12 @@ def test_what_is_usual_for_this_machine_is_no_alarm_any_more_and_a_fault_still_i
     assert judge_recording(Bundle.open(fleet), later).events, "the control: for the fleet this machine is strange"
     said = commission(fleet, [tmp_path / "own.csv"], tmp_path / "own.amiss")
     own = Bundle.open(tmp_path / "own.amiss")
-    assert str(own.calibrator.windows) in said
+    assert str(own.head.calibrator.windows) in said
     assert judge_recording(own, later).events == ()
     assert [event.type for event in judge_recording(own, faulty).events] == ["anomaly_started"]
     assert own.self_test().worst == 0
     assert own.manifest.lineage["commissioned_from"] == Bundle.open(fleet).digest
-    assert own.manifest.calibration_floor == own.calibrator.floor
+    assert own.manifest.calibration_floor == own.head.calibrator.floor
 
 
 @pytest.mark.parametrize("scorer", ["knn", "subspace(trace) + knn(signal)"])

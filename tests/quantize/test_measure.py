@@ -64,7 +64,7 @@ def test_faults_are_of_one_size_whatever_the_window(length: int) -> None:
 def test_scores_are_those_of_the_windows(bundle: Bundle, windows: tuple[Float32, Float32]) -> None:
     held_back = windows[1]
     # In the order of what the scorer says of each window by itself: nothing of its neighbours is in it.
-    alone = bundle.scorer.score(run_in_slices(bundle.backend, held_back))
+    alone = bundle.head.scorer.score(run_in_slices(bundle.backend, held_back))
     assert rank_correlation(scores(bundle, held_back), alone) > 0.9999
     order = np.random.default_rng(0).permutation(len(held_back))
     assert np.allclose(scores(bundle, held_back[order]), scores(bundle, held_back)[order], rtol=1e-4)

@@ -60,15 +60,15 @@ def test_scorer_and_calibrator_are_those_of_the_model_that_is_shipped(
 ) -> None:
     bundle = Bundle.open(made[0])
     fit, calibration, position = windows
-    scores = bundle.scorer.score(bundle.backend.run(calibration))
+    scores = bundle.head.scorer.score(bundle.backend.run(calibration))
     manifest = bundle.manifest
     means = smoothed(Smoother(manifest.smoothing, manifest.hop, manifest.window), position, scores)
     # Exactly: each calibration window's own score is among the stored ones.
-    assert np.array_equal(np.sort(means), bundle.calibrator.arrays()["scores"])
+    assert np.array_equal(np.sort(means), bundle.head.calibrator.arrays()["scores"])
     assert len(means) < len(scores), "the control: they are averaged"
     fitted = Ensemble.fit(manifest.scorer, bundle.backend.run(fit), bundle.backend.run(calibration))
     for name, array in fitted.arrays().items():
-        assert np.allclose(bundle.scorer.arrays()[name], array, rtol=1e-5, atol=1e-5), name
+        assert np.allclose(bundle.head.scorer.arrays()[name], array, rtol=1e-5, atol=1e-5), name
 
 
 def test_members_are_well_formed(made: tuple[Path, Quantized, list[Step]]) -> None:

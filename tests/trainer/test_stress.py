@@ -110,11 +110,11 @@ def test_blame(bundle: Bundle, material: Material, fault: str) -> None:
     assert found.noticed > 0.3
     assert found.right is not None
     assert found.right >= 0.9
-    arrays = bundle.explainer.arrays()
+    arrays = bundle.head.explainer.arrays()
     wrong = Explainer(**{name: np.ascontiguousarray(array[:, ::-1]) for name, array in arrays.items()})
-    wrong.shares = lambda *seen: bundle.explainer.shares(*seen)[:, ::-1]  # type: ignore[method-assign]
+    wrong.shares = lambda *seen: bundle.head.explainer.shares(*seen)[:, ::-1]  # type: ignore[method-assign]
     turned = Bundle(
-        bundle.manifest, "", bundle.backend, bundle.scorer, bundle.calibrator, wrong, bundle.golden, 0
+        bundle.manifest, "", bundle.backend, replace(bundle.head, explainer=wrong), bundle.golden, 0
     )  # fmt: skip
     assert (blame(turned, material, fault).right or 0) < 0.1, "the control: shares the wrong way round are found out"
 

@@ -1,0 +1,43 @@
+"""What stands between the encoder and the alarm: what counts as ordinary. Fitted when a bundle is packed, or on the device to
+one machine's own running, without the training stack.
+
+A field that may be absent is one that bundles of an earlier version do not hold; what it serves then stays silent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from edge.scoring.calibrate import Calibrator
+from edge.scoring.ensemble import Ensemble
+from edge.scoring.explain import Explainer
+from edge.signal import Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    scorer: Ensemble
+    calibrator: Calibrator
+    explainer: Explainer
+
+    def arrays(self) -> dict[str, Float32]:
+        """Everything, as plain arrays: what head.npz holds."""
+        parts = {
+            "scorer.": self.scorer.arrays(),
+            "calibrator.": self.calibrator.arrays(),
+            "explain.": self.explainer.arrays(),
+        }
+        return {prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()}
+
+    @classmethod
+    def from_arrays(cls, scorer: str, arrays: Mapping[str, Float32]) -> Self:
+        """`scorer` is its name in the manifest. Raises KeyError, TypeError or ValueError for what is missing or wrong."""
+        return cls(
+            Ensemble.from_arrays(scorer, _part(arrays, "scorer.")),
+            Calibrator(_part(arrays, "calibrator.")["scores"]),
+            Explainer(**_part(arrays, "explain.")),
+        )
+
+
+def _part(arrays: Mapping[str, Float32], prefix: str) -> dict[str, Float32]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
