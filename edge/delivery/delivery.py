@@ -9,6 +9,8 @@
        ├─ refused ──────▶ parked, the others flow on
        └─ session lost ─▶ what was unacknowledged stays in the outbox and is sent again (same `record` id)
 
+What others send us is handed to who subscribed, in this thread; answers leave before records.
+
 A broker that cannot say no hangs up instead. What was under way then is suspect: from now on messages go one at a time, each
 to be acknowledged, until no suspect is left. One that was alone under way when three sessions in a row broke is parked.
 
@@ -23,6 +25,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from paho.mqtt.client import topic_matches_sub
+
 from edge.delivery import topics
 from edge.delivery.mqtt import MqttSink, SessionLostError, Token
 from edge.delivery.outbox import Outbox, Record
@@ -35,6 +39,9 @@ _HISTORICAL_NS = 60 * 1_000_000_000
 _EVENT_EXPIRY_S = 30 * 24 * 3600
 _VALUE_EXPIRY_S = 3600
 """A score or a health report nobody has renewed for an hour says nothing any more."""
+_ANSWER_EXPIRY_S = 300
+_MAX_ANSWERS = 100
+"""Kept while nobody can be told; who asked so much longer ago has given up."""
 _STRIKES = 3
 _STABLE_S, _FLAPPING = 10.0, 3
 """A session that lasts that long starts the back-off anew; after so many shorter ones in a row nobody is told of each."""
@@ -48,6 +55,10 @@ class _Latest:
     qos: int
     expiry_s: int | None
     dirty: bool = True
+
+
+Receive = Callable[[str, bytes], None]
+"""Topic, payload. Runs in the delivery thread: it may take note and `respond`, and what it raises ends the process."""
 
 
 class Delivery:
@@ -71,11 +82,15 @@ class Delivery:
         self.published = 0
         """Records that the broker has acknowledged since the start."""
         self.trouble = ""
-        """Why nothing flows at the moment, in one line."""
+        """Why nothing flows at the moment, or not what should, in one line."""
         self._sink, self._outbox, self._backoff_s = sink, outbox, backoff_s
         self._clock, self._wall, self._chance = clock, wall, chance
-        self._lock = threading.Lock()  # guards `_latest`; never held while the sink is used
+        self._lock = threading.Lock()  # guards the next three; never held while the sink is used
         self._latest: dict[str, _Latest] = {}
+        self._answers: dict[str, tuple[str, bytes]] = {}  # token → topic, payload
+        self._answered = 0
+        self._receivers: list[tuple[str, Receive]] = []
+        self._greeters: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
         self._stop_at_s: float | None = None
         self._failure: BaseException | None = None
@@ -90,6 +105,18 @@ class Delivery:
         self._told = ""  # the last line about the broker
         self._disk_trouble = ""
         self._complained: set[tuple[str, str]] = set()
+
+    def subscribe(self, topic_filter: str, receive: Receive) -> None:
+        """Before `start`. `receive` gets every message that matches, but none that the broker had retained, and of one longer
+        than `mqtt.MAX_INCOMING_BYTES` a byte more than that."""
+        assert self._thread.ident is None, "subscribe before start"
+        self._receivers.append((topic_filter, receive))
+        self._sink.subscribe(topic_filter)
+
+    def on_session(self, greet: Callable[[], None]) -> None:
+        """Before `start`. Called in the delivery thread whenever a session begins, before anything is sent in it."""
+        assert self._thread.ident is None, "on_session before start"
+        self._greeters.append(greet)
 
     def start(self) -> None:
         self._thread.start()
@@ -146,6 +173,20 @@ class Delivery:
             self._latest[topic] = _Latest(payload, qos, expiry_s)
         self._sink.wake()
 
+    def forget_retained(self, topic: str) -> None:
+        """No value for `topic` any more, here and at the broker."""
+        self.publish_retained(topic, b"")
+
+    def respond(self, topic: str, payload: bytes) -> None:
+        """Send an answer, before all records. In memory only: it is lost when the process ends, and of more than 100 that
+        wait for a broker the oldest is."""
+        with self._lock:
+            self._answered += 1
+            self._answers[f"answer {self._answered}"] = (topic, payload)
+            if len(self._answers) > _MAX_ANSWERS:
+                del self._answers[next(iter(self._answers))]
+        self._sink.wake()
+
     # The delivery thread.
 
     def _run(self) -> None:
@@ -178,6 +219,7 @@ class Delivery:
             self._session()
         except SessionLostError as error:
             under_way = bool(self._under_way)
+            self._receive()
             self._suspect(error)
             self._under_way.clear()
             self._loose.clear()
@@ -212,6 +254,8 @@ class Delivery:
         with self._lock:
             for latest in self._latest.values():  # the broker may have lost what it retained
                 latest.dirty = True
+        for greet in self._greeters:
+            greet()
         while True:
             left = self._send()
             wait_s = 1.0
@@ -233,6 +277,9 @@ class Delivery:
             topic, latest = value
             # In doubt every message is to be acknowledged, or the one that the broker dislikes is never found.
             self._publish(topic, topic, latest.payload, 1 if self._suspects else latest.qos, True, latest.expiry_s)
+        while self._window() > 0 and (answer := self._next_answer()) is not None:
+            token, topic, payload = answer
+            self._publish(token, topic, payload, 1, False, _ANSWER_EXPIRY_S)
         records: list[Record] = []
         if (window := self._window()) > 0:
             busy = {token for token in self._under_way if isinstance(token, int)} | self._outcomes.keys()
@@ -256,6 +303,13 @@ class Delivery:
                     return topic, latest
         return None
 
+    def _next_answer(self) -> tuple[str, str, bytes] | None:
+        with self._lock:
+            for token, (topic, payload) in self._answers.items():
+                if token not in self._under_way:
+                    return token, topic, payload
+        return None
+
     def _publish(self, token: Token, topic: str, payload: bytes, qos: int, retain: bool, expiry_s: int | None) -> None:
         try:
             self._sink.publish(token, topic, payload, qos=qos, retain=retain, expiry_s=expiry_s)
@@ -274,14 +328,43 @@ class Delivery:
             elif isinstance(receipt.token, int):
                 self._outcomes[receipt.token] = ""
                 self.published += 1
+            else:
+                self._settled(receipt.token)
             self._suspects.discard(receipt.token)
             self._strikes.pop(receipt.token, None)
+        self._receive()
         self._write_outcomes()
+
+    def _settled(self, token: str) -> None:
+        """An answer is sent once, a value that was taken back is forgotten once the broker knows."""
+        with self._lock:
+            self._answers.pop(token, None)
+            latest = self._latest.get(token)
+            if latest is not None and not latest.payload and not latest.dirty:
+                del self._latest[token]
+
+    def _receive(self) -> None:
+        for message in self._sink.messages():
+            for topic_filter, receive in self._receivers:
+                if topic_matches_sub(topic_filter, message.topic):
+                    receive(message.topic, message.payload)
+        for topic_filter, reason in self._sink.refusals():
+            self.trouble = (
+                f"{self._sink.where}: does not let `{self._sink.config.username or 'anonymous'}` subscribe to {topic_filter} "
+                f"({reason}); allow it to read that topic in the broker's ACL"
+            )
+            if (topic_filter, reason) not in self._complained:
+                self._complained.add((topic_filter, reason))
+                log.warning("%s", self.trouble)
 
     def _refuse(self, token: Token, refusal: str) -> None:
         if isinstance(token, int):
             self._outcomes[token] = refusal
             self._strikes.pop(token, None)
+            return
+        self._settled(token)
+        if token.startswith("answer "):
+            log.warning("an answer was refused: %s", refusal)
         elif (token, refusal) not in self._complained:  # a latest value comes again; the complaint does not
             self._complained.add((token, refusal))
             log.warning("%s: refused: %s", token, refusal)

@@ -8,6 +8,12 @@ paho-mqtt does the protocol. What its 2.x does when left alone, and what is done
   happened, and run inside `turn`;
 - it notices a dead peer after two keep-alives: ours gives up when nothing was heard for one and a half;
 - a PUBACK may say no: every one is looked at. Only MQTT 5 can say it; a 3.1.1 broker acknowledges what its ACL throws away.
+
+What is subscribed to: with MQTT 5 the broker keeps our subscriptions and what arrives for them through a hole of up to five
+minutes, so that a push of a button on a Wi-Fi that comes and goes is not lost; what is older is not what anybody still wants,
+and an agent that starts begins anew. A message that the broker sends a second time for want of our PUBACK is known by its
+packet id and handed on once. With MQTT 3.1.1 such a session would last for ever: there it is a clean one, and what is asked
+of a device that is away is lost.
 """
 
 import contextlib
@@ -15,6 +21,7 @@ import select
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +39,12 @@ from edge.errors import AccessError, AmissError, ConfigError, SinkRejectedError,
 MAX_UNACKNOWLEDGED = 20
 """Messages sent and not yet acknowledged. More gain nothing on a local network and are sent twice after a lost session."""
 
+MAX_INCOMING_BYTES = 64 * 1024
+"""Of a payload. No request is that long; of a longer one a byte more is handed on, enough to see that it is too long."""
+
+_MAX_PACKET_BYTES = 256 * 1024
+"""What an MQTT 5 broker may send us. A 3.1.1 broker cannot be told; its own limit has to do."""
+_SESSION_EXPIRY_S = 300
 _TAKEN_OVER = 0x8E
 _TCP_TIMEOUT_S = 5.0
 
@@ -46,6 +59,15 @@ class Receipt:
     token: Token
     refusal: str = ""
     """Why it does not want it; empty: it has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What somebody has sent us."""
+
+    topic: str
+    payload: bytes
+    """The first `MAX_INCOMING_BYTES` + 1 of them."""
 
 
 class SessionLostError(SinkUnavailableError):
@@ -78,6 +100,10 @@ class MqttSink:
         self.where = f"broker {config.host}:{self.port}"
         self._client_id = client_id or f"amiss-{node}"
         self._present = client_id is None
+        self._filters: list[str] = []
+        self._resuming = False  # this process has had a session that the broker may still hold
+        self._messages: list[Message] = []  # acknowledged by paho, so they outlive the session
+        self._taken: deque[tuple[float, tuple[int, str, int]]] = deque(maxlen=4 * MAX_UNACKNOWLEDGED)  # when, what
         self._clock = clock
         self._version5 = config.version == "5"
         self._client: paho.Client | None = None
@@ -92,13 +118,20 @@ class MqttSink:
         self._complaint = ""  # paho's last error, which says more than its reason code
         self._outstanding: dict[int, tuple[Token, float]] = {}  # packet id → token, when it was sent
         self._receipts: list[Receipt] = []
+        self._refusals: list[tuple[str, str]] = []
+        self._asked: dict[int, str] = {}  # packet id → filter of a SUBSCRIBE
         self._heard_s = self._clock()
         self._keepalive_s = float(self.config.keepalive_s)
         self._receive_maximum = MAX_UNACKNOWLEDGED
         self._maximum_bytes = 0
 
+    def subscribe(self, topic_filter: str) -> None:
+        """Ask for it in every session from the next one on."""
+        if topic_filter not in self._filters:
+            self._filters.append(topic_filter)
+
     def connect(self) -> None:
-        """Open a session and say `online`. Blocks, up to 5 s for each of: the name, TCP, TLS, the broker's welcome.
+        """Open a session, subscribe and say `online`. Blocks, up to 5 s for each of: the name, TCP, TLS, the broker's welcome.
 
         Raises `SinkUnavailableError` (try later), `AccessError` (credentials, certificates) or `ConfigError`.
         """
@@ -114,6 +147,7 @@ class MqttSink:
         client.max_inflight_messages_set(MAX_UNACKNOWLEDGED)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_log = self._on_publish, self._on_log
+        client.on_message, client.on_subscribe = self._on_message, self._on_subscribe
         if self.config.username is not None or self.config.password is not None:
             client.username_pw_set(self.config.username or "", self.config.password)
         if self.config.tls:
@@ -122,9 +156,10 @@ class MqttSink:
             client.will_set(topics.availability(self.node), topics.OFFLINE, qos=1, retain=True)
         options: dict[str, Any] = {}
         if self._version5:
-            # Nothing is subscribed to, so there is nothing that the broker should keep for us: it ends with the connection.
-            options = {"clean_start": True, "properties": _properties(PacketTypes.CONNECT)}
-            options["properties"].SessionExpiryInterval = 0
+            options = {"clean_start": not self._resuming, "properties": _properties(PacketTypes.CONNECT)}
+            options["properties"].SessionExpiryInterval = _SESSION_EXPIRY_S if self._filters else 0
+            options["properties"].ReceiveMaximum = MAX_UNACKNOWLEDGED
+            options["properties"].MaximumPacketSize = _MAX_PACKET_BYTES
         self._client = client
         try:
             client.connect(self.config.host, self.port, self.config.keepalive_s, **options)
@@ -143,6 +178,11 @@ class MqttSink:
             self._drop()
             raise refusal
         self._heard_s = self._clock()
+        self._resuming = bool(self._filters)
+        for topic_filter in self._filters:  # also those that a resumed session has: rights may have changed
+            _, mid = client.subscribe(topic_filter, qos=1)
+            if mid is not None:
+                self._asked[mid] = topic_filter
         if self._present:
             self.publish(topics.availability(self.node), topics.availability(self.node), topics.ONLINE, retain=True)
 
@@ -172,8 +212,9 @@ class MqttSink:
         properties = None
         if self._version5:
             properties = _properties(PacketTypes.PUBLISH)
-            properties.PayloadFormatIndicator = 1
-            properties.ContentType = "application/json" if payload[:1] in b"{[" else "text/plain"
+            if payload:
+                properties.PayloadFormatIndicator = 1
+                properties.ContentType = "application/json" if payload[:1] in b"{[" else "text/plain"
             if expiry_s is not None:
                 properties.MessageExpiryInterval = expiry_s
         try:
@@ -200,6 +241,16 @@ class MqttSink:
             raise lost
         return []
 
+    def messages(self) -> list[Message]:
+        """What has arrived since the last call, in that order. Never what the broker had retained: a request is no value."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def refusals(self) -> list[tuple[str, str]]:
+        """Filters that the broker does not let us subscribe to, and why, since the last call."""
+        refusals, self._refusals = self._refusals, []
+        return refusals
+
     def disconnect(self, timeout_s: float = 1.0) -> None:
         """Say `offline` and leave in good order. Where that is not to be had, the broker finds us gone and says it for us."""
         deadline = self._clock() + timeout_s
@@ -208,7 +259,12 @@ class MqttSink:
             while self._awaits("offline") and self.connected and (left_s := deadline - self._clock()) > 0:
                 self._move(left_s)
         if self._client is not None and self.connected and not self._awaits("offline"):
-            self._client.disconnect()
+            properties = None
+            if self._version5:
+                properties = _properties(PacketTypes.DISCONNECT)
+                properties.SessionExpiryInterval = 0  # whoever leaves for good leaves nothing to keep
+                self._resuming = False
+            self._client.disconnect(properties=properties)
             while self._client.socket() is not None and (left_s := deadline - self._clock()) > 0:
                 self._move(left_s)
         self._drop()
@@ -234,6 +290,11 @@ class MqttSink:
         if client is not None and (open_socket := client.socket()) is not None:
             client.on_disconnect = None
             open_socket.close()
+        if self._welcome is not None:
+            # What was taken earlier is acknowledged for certain, and its packet id free for another message.
+            certain_s = self._heard_s - 1.5 * self._keepalive_s
+            while self._taken and self._taken[0][0] < certain_s:
+                self._taken.popleft()
         self._forget()
 
     def _awaits(self, token: Token) -> bool:
@@ -295,6 +356,23 @@ class MqttSink:
             said = getattr(properties, "ReasonString", "")
             refusal = f"{reason}{f': {said}' if said else ''}" if reason.is_failure else ""
             self._receipts.append(Receipt(sent[0], refusal))
+
+    def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
+        if message.retain:
+            return
+        payload = bytes(message.payload)
+        if message.qos:
+            seen = message.mid, message.topic, hash(payload)
+            if message.dup and any(seen == taken for _, taken in self._taken):
+                return
+            self._taken.append((self._clock(), seen))
+        self._messages.append(Message(message.topic, payload[: MAX_INCOMING_BYTES + 1]))
+
+    def _on_subscribe(
+        self, client: paho.Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Properties | None
+    ) -> None:
+        topic_filter = self._asked.pop(mid, "")
+        self._refusals += [(topic_filter, str(reason)) for reason in reasons if reason.is_failure]
 
     def _on_disconnect(
         self,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import paho.mqtt.client as paho
 import pytest
 from mosquitto import Authority, Listener, Mosquitto, free_port, until
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from scripted import Scripted, puback
 
 from edge.config import MqttConfig, TlsConfig
 from edge.delivery import Delivery, topics
-from edge.delivery.mqtt import MAX_UNACKNOWLEDGED, MqttSink, SessionLostError, connect_once
+from edge.delivery.mqtt import MAX_INCOMING_BYTES, MAX_UNACKNOWLEDGED, MqttSink, SessionLostError, connect_once
 from edge.delivery.outbox import Outbox
 from edge.errors import AccessError, AmissError, ConfigError, SinkUnavailableError, StorageError
 from edge.event import Event
@@ -282,6 +283,208 @@ def test_who_cannot_say_offline_leaves_it_to_the_last_will(outbox: Outbox) -> No
         assert [topic for _, topic in broker.published[0]] == [AVAILABILITY, AVAILABILITY]
 
 
+# What others send.
+
+REQUESTS = topics.requests(NODE)
+PING = topics.request(NODE, "ping")
+
+
+@contextmanager
+def somebody(broker: Mosquitto) -> Iterator[paho.Client]:
+    """Who asks. Sends with QoS 1, and what it sends has arrived at the broker when `send` returns."""
+    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    yield client
+    client.disconnect()
+    client.loop_stop()
+
+
+def send(client: paho.Client, topic: str, payload: bytes, *, retain: bool = False) -> None:
+    client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(5.0)
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_requests_are_heard_and_answered_in_every_session(mosquitto: Mosquitto, outbox: Outbox, version: Any) -> None:
+    heard: list[tuple[str, bytes]] = []
+    delivery = Delivery(MqttSink(mosquitto.config(version=version), NODE), outbox, backoff_s=SOON)
+
+    def receive(topic: str, payload: bytes) -> None:
+        heard.append((topic, payload))
+        delivery.respond(topics.response(NODE, "ping"), b'{"status":"ok","n":%d}' % len(heard))
+
+    delivery.subscribe(REQUESTS, receive)
+    delivery.start()
+    until(lambda: delivery.connected)
+    with Listener(mosquitto.port, "amiss/+/response/+") as listener:
+        for session in (1, 2):
+            with somebody(mosquitto) as client:
+                send(client, PING, b"{}")
+                send(client, EVENT_TOPIC, b"{}")  # not subscribed to
+                send(client, PING, bytes(200_000))
+                until(lambda: len(heard) == 2 * session)  # noqa: B023
+            listener.wait(lambda _: len(set(listener.payloads(topics.response(NODE, "ping")))) == 2 * session)  # noqa: B023
+            if session == 1:
+                mosquitto.kill()
+                until(lambda: not delivery.connected)
+                mosquitto.start()
+                until(lambda: delivery.connected)
+                listener.wait_for_session(2)
+    delivery.stop(5.0)
+    delivery.check()
+    assert [(topic, len(payload)) for topic, payload in heard] == [(PING, 2), (PING, MAX_INCOMING_BYTES + 1)] * 2
+
+
+def test_what_the_broker_has_retained_is_no_request(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    heard: list[bytes] = []
+    with somebody(mosquitto) as client:
+        send(client, PING, b"old", retain=True)
+        delivery = Delivery(MqttSink(mosquitto.config(), NODE), outbox, backoff_s=SOON)
+        delivery.subscribe(REQUESTS, lambda topic, payload: heard.append(payload))
+        delivery.start()
+        until(lambda: delivery.connected and "SUBACK" in mosquitto.log.read_text())
+        send(client, PING, b"new", retain=True)
+        until(lambda: b"new" in heard)
+        delivery.stop(1.0)
+    assert heard == [b"new"]
+
+
+@pytest.mark.parametrize(("version", "kept"), [("5", [b"while away"]), ("3.1.1", [])])
+def test_a_request_into_a_hole_of_the_network(mosquitto: Mosquitto, outbox: Outbox, version: Any, kept: list[bytes]) -> None:
+    heard: list[bytes] = []
+    sink = MqttSink(mosquitto.config(version=version), NODE)
+    delivery = Delivery(sink, outbox, backoff_s=(1.0, 1.0))
+    delivery.subscribe(REQUESTS, lambda topic, payload: heard.append(payload))
+    delivery.start()
+    with somebody(mosquitto) as client:
+        until(lambda: delivery.connected and "SUBACK" in mosquitto.log.read_text())
+        assert sink._client is not None
+        raw = sink._client.socket()
+        assert raw is not None
+        raw.shutdown(socket.SHUT_RDWR)
+        until(lambda: not delivery.connected)
+        send(client, PING, b"while away")
+        until(lambda: delivery.connected and mosquitto.log.read_text().count("Sending SUBACK to amiss-node-1") == 2)
+        send(client, PING, b"back")
+        until(lambda: heard[-1:] == [b"back"])
+        delivery.stop(1.0)
+        assert heard == [*kept, b"back"]
+        # Whoever has left for good comes back to a clean table.
+        send(client, PING, b"after the end")
+        with closing(MqttSink(mosquitto.config(version=version), NODE)) as again:
+            again.subscribe(REQUESTS)
+            again.connect()
+            send(client, PING, b"again")
+            until(lambda: (again.turn(0.1), again._messages)[1])
+            assert [message.payload for message in again.messages()] == [b"again"]
+
+
+def test_a_request_that_the_broker_repeats_is_handed_on_once(outbox: Outbox) -> None:
+    """Its PUBACK was lost with the session: the broker has to send it again, with the same packet id and marked so."""
+    body = len(PING).to_bytes(2, "big") + PING.encode() + b"\0\7" + b"\0" + b"{}"
+    heard: list[bytes] = []
+    with Scripted(puback) as broker:
+        delivery = Delivery(MqttSink(broker.config(version="5"), NODE), outbox, backoff_s=SOON)
+        delivery.subscribe(REQUESTS, lambda topic, payload: heard.append(payload))
+        delivery.start()
+        for session, (flags, expected) in enumerate([(0x32, 1), (0x3A, 1), (0x32, 2)]):
+            until(lambda: len(broker.published) == session + 1 and broker.published[session])  # noqa: B023
+            assert broker.connection is not None
+            broker.connection.sendall(bytes([flags, len(body)]) + body)
+            until(lambda: len(broker.acknowledged) == session + 1)  # noqa: B023
+            broker.hang_up()
+            until(lambda: len(heard) == expected)  # noqa: B023
+        delivery.stop(0.0)
+    assert broker.clean_starts[:3] == [True, False, False]
+
+
+@pytest.mark.parametrize(("version", "code"), [("5", 0x87), ("3.1.1", 0x80)])
+def test_a_broker_that_forbids_subscribing_is_told_of_once(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture, version: Any, code: int
+) -> None:
+    with Scripted(puback) as broker:
+        broker.on_subscribe = code
+        delivery = Delivery(MqttSink(broker.config(version=version), NODE), outbox, backoff_s=SOON)
+        delivery.subscribe(REQUESTS, lambda topic, payload: None)
+        delivery.start()
+        put(outbox, delivery)
+        until(lambda: delivery.trouble and outbox.counts.delivered == 1)  # records flow all the same
+        broker.hang_up()
+        until(lambda: len(broker.published) == 2 and delivery.trouble.endswith("ACL"))
+        delivery.stop(0.0)
+    said = [line for line in caplog.messages if "does not let `anonymous` subscribe to amiss/node-1/request/+" in line]
+    assert len(said) == 1
+    assert said[0].endswith("allow it to read that topic in the broker's ACL")
+
+
+def test_answers_wait_for_the_broker_and_the_oldest_goes(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    records_, answers = [put(outbox) for _ in range(3)], topics.response(NODE, "ping")
+    delivery = Delivery(MqttSink(mosquitto.config(), NODE), outbox, backoff_s=SOON)
+    for i in range(130):
+        delivery.respond(answers, b"%d" % i)
+    with Listener(mosquitto.port) as listener:
+        delivery.start()
+        listener.wait(lambda heard: len(records(listener)) == 3)
+        delivery.stop(1.0)
+    assert listener.payloads(answers) == [b"%d" % i for i in range(30, 130)]
+    told = [heard.topic for heard in listener.heard]
+    assert max(i for i, topic in enumerate(told) if topic == answers) < told.index(EVENT_TOPIC)
+    assert records(listener) == records_
+
+
+def test_a_value_can_be_taken_back(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    with delivering(mosquitto.config(), outbox) as delivery:
+        delivery.publish_retained(STATE_TOPIC, b"{}")
+        with Listener(mosquitto.port, STATE_TOPIC) as listener:
+            listener.wait(lambda heard: heard)
+            delivery.forget_retained(STATE_TOPIC)
+            listener.wait(lambda heard: len(heard) == 2)
+        until(lambda: STATE_TOPIC not in delivery._latest)
+        with Listener(mosquitto.port, "amiss/#") as late:
+            late.wait(lambda heard: heard)
+            assert {heard.topic for heard in late.heard} == {AVAILABILITY}
+        delivery.publish_retained(STATE_TOPIC, b'{"anew":1}')
+        with Listener(mosquitto.port, STATE_TOPIC) as late:
+            late.wait(lambda heard: heard and heard[-1].payload == b'{"anew":1}')
+
+
+def test_every_session_is_greeted_before_anything_is_sent(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    greetings: list[str] = []
+    delivery = Delivery(MqttSink(mosquitto.config(), NODE), outbox, backoff_s=SOON)
+
+    def greet() -> None:
+        greetings.append(threading.current_thread().name)
+        delivery.publish_retained(STATE_TOPIC, b"%d" % len(greetings))
+
+    delivery.on_session(greet)
+    with Listener(mosquitto.port, STATE_TOPIC) as listener:
+        delivery.start()
+        listener.wait(lambda heard: listener.payloads(STATE_TOPIC) == [b"1"])
+        mosquitto.kill()
+        until(lambda: not delivery.connected)
+        mosquitto.start()
+        until(lambda: len(greetings) == 2)
+        listener.wait(lambda heard: heard[-1].payload == b"2")
+        delivery.stop(1.0)
+    assert set(greetings) == {"delivery"}
+
+
+def test_what_a_receiver_raises_ends_the_delivery_thread(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    def bug(topic: str, payload: bytes) -> None:
+        raise ZeroDivisionError("in a receiver")
+
+    delivery = Delivery(MqttSink(mosquitto.config(), NODE), outbox, backoff_s=SOON)
+    delivery.subscribe(REQUESTS, bug)
+    delivery.start()
+    with somebody(mosquitto) as client:
+        until(lambda: delivery.connected and "SUBACK" in mosquitto.log.read_text())
+        send(client, PING, b"{}")
+    until(lambda: not delivery._thread.is_alive())
+    with pytest.raises(ZeroDivisionError, match="in a receiver"):
+        delivery.check()
+    delivery.stop(1.0)
+
+
 # Who is not let in.
 
 
@@ -539,80 +742,6 @@ def test_a_topic_that_mqtt_cannot_carry_is_parked(mosquitto: Mosquitto, outbox: 
 
 
 # A broker that does on command what a real one does on a bad day.
-
-
-class Scripted:
-    """Speaks just enough MQTT. `on_publish(packet id, topic)` says what to answer to a QoS 1 publish."""
-
-    def __init__(self, on_publish: Callable[[int, str], bytes] = lambda mid, topic: b"") -> None:
-        self.on_publish = on_publish
-        self.published: list[list[tuple[int, str]]] = []
-        """Packet ids and topics of the QoS 1 messages of each session."""
-        self.payloads: list[bytes] = []
-        """Of the events."""
-        self.farewells = 0
-        """Sessions that ended with a DISCONNECT."""
-        self.pings = True
-        self.connection: socket.socket | None = None
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._server.getsockname()[1])
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                self.connection, _ = self._server.accept()
-                self.published.append([])
-                with self.connection:
-                    self._session(self.connection)
-            except OSError:
-                if self._server.fileno() == -1:
-                    return
-
-    def _session(self, connection: socket.socket) -> None:
-        stream = connection.makefile("rb", buffering=0)
-        while head := stream.read(1):
-            length = shift = 0
-            while True:
-                byte = stream.read(1)[0]
-                length |= (byte & 127) << shift
-                shift += 7
-                if byte < 128:
-                    break
-            body = stream.read(length)
-            match head[0] >> 4:
-                case 1:
-                    connection.sendall(b"\x20\x03\x00\x00\x00" if body[6] == 5 else b"\x20\x02\x00\x00")
-                case 3 if head[0] & 6:
-                    size = int.from_bytes(body[:2], "big")
-                    topic, mid = body[2 : 2 + size].decode(), int.from_bytes(body[2 + size : 4 + size], "big")
-                    self.published[-1].append((mid, topic))
-                    if topic == EVENT_TOPIC:
-                        self.payloads.append(body[4 + size :])
-                    connection.sendall(self.on_publish(mid, topic))
-                case 12 if self.pings:
-                    connection.sendall(b"\xd0\x00")
-                case 14:
-                    self.farewells += 1
-
-    def hang_up(self) -> None:
-        assert self.connection is not None
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def config(self, **options: Any) -> MqttConfig:
-        return MqttConfig(**{"host": "127.0.0.1", "port": self.port, "version": "3.1.1", **options})
-
-    def __enter__(self) -> "Scripted":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.close()
-        if self.connection is not None:
-            self.connection.close()
-
-
-def puback(mid: int, topic: str = "") -> bytes:
-    return b"\x40\x02" + mid.to_bytes(2, "big")
 
 
 def test_never_more_than_twenty_are_unacknowledged(outbox: Outbox) -> None:
