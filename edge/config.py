@@ -51,10 +51,18 @@ class AlarmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Ordinary windows in a row before it is over. `None`: like `pending_windows`."""
     clear_ratio: Annotated[float, Meta(ge=1)] = 3.0
     """Hysteresis: a window is ordinary again when its p-value exceeds `p_value × clear_ratio`."""
+    bridge_s: Annotated[float, Meta(ge=0)] | None = None
+    """A pause of the sensor up to this long does not break a row of windows; 0: every pause does. `None`: where a sensor sleeps
+    between a few windows, so that no row could ever be long enough, twice its usual pause; elsewhere every pause does."""
     cool_down_s: Annotated[float, Meta(ge=0)] = 30.0
-    """No new alert this soon after the last was over; an anomaly that persists is raised when the time has passed."""
+    """No new alert of the same cause (the channel blamed most) this soon after the last was over; an anomaly that persists is
+    raised when the time has passed. Doubles each time the cause comes back within a day. 0: no bound on the alerts of a day."""
+    longest_cool_down_s: Positive = 3600.0
+    """The cool-down doubles up to this. Over all causes, 12 alerts may come at once and one more each time this has passed."""
     update_every_s: Positive = 60.0
-    """An alert that lasts is repeated this often."""
+    """An alert that lasts is repeated after this time, then after twice as long, and so on,"""
+    longest_update_s: Positive = 86400.0
+    """up to this."""
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

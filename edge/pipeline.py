@@ -57,13 +57,18 @@ class Pipeline:
         stream: Stream | None = None,
     ) -> None:
         """With `stream`, whose hop is the windower's, new samples go through it and not whole windows through `backend`."""
-        self.channels, self.policy, self.windower = channels, policy, windower
+        self.channels, self.windower = channels, windower
         self._backend, self.head = backend, head
         self._model, self._stream = model, stream
         self._hop_ns = round(windower.hop * windower.period_ns)
         self._smoother = smoother
         self.alarm = Alarm(policy, channels, self._hop_ns, model)
         self._gap_episode = 0
+
+    @property
+    def policy(self) -> AlarmPolicy:
+        """Changed by `alarm.set_policy`."""
+        return self.alarm.policy
 
     def feed(self, samples: Samples) -> list[Event]:
         """The events that these samples cause."""

@@ -5,10 +5,21 @@
 One strange window is chance: at p = 0.001 and ten windows a second it happens every two minutes. Windows overlap, so several
 strange ones in a row may all be the same stretch of signal. By default an alert therefore waits until two strange windows of
 an unbroken row share no sample.
+
+Nobody reads the hundredth alert of a loose contact. So the cool-down belongs to a cause, the channel that is blamed most, and
+doubles whenever that cause comes back within `BACK` times the longest cool-down; another cause is told at once. And over all
+causes there is a ration: `BURST` alerts, and one more for every longest cool-down that passes. With the defaults no 24 hours
+of the stream's clock ever see more than 36 alerts, whatever the signal does, and one cause alone no more than 32. What has to
+wait is told when its time has come and it still lasts; nothing is lost but the repetition.
+
+Only windows open and close an episode, never the clock: an alert follows so many strange windows, its end so many ordinary
+ones, whatever time they claim to be of.
 """
 
 import math
+from collections import deque
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -18,6 +29,14 @@ from edge.event import Event, EventType, Share
 from edge.signal import Bool, Float32, Float64, Int64
 
 DEFAULT_P_VALUE = 0.001
+BACK = 24
+"""Longest cool-downs of quiet after which a cause begins anew: with the default a day."""
+BURST = 12
+"""Alerts before they are rationed. A morning on which a machine is taken apart has fewer."""
+PAUSES = 8
+"""Pauses that are remembered to tell a sensor that sleeps from one that was cut off; half of them have to be known."""
+LONGER = 2.0
+"""Times the usual pause: up to there the next window of a sensor that sleeps belongs to the same row. One burst may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +48,11 @@ class AlarmPolicy:
     pending: int
     clear: int
     cool_down_ns: int
+    longest_cool_down_ns: int
     update_every_ns: int
+    longest_update_ns: int
+    bridge_ns: int | None
+    """A pause up to this long does not break a row; `None`: found out from the stream."""
 
     @classmethod
     def of(cls, config: AlarmConfig, *, floor: float, length: int, hop: int) -> "AlarmPolicy":
@@ -48,23 +71,94 @@ class AlarmPolicy:
             pending=pending,
             clear=config.clear_windows or disjoint,
             cool_down_ns=round(config.cool_down_s * 1e9),
+            longest_cool_down_ns=round(max(config.cool_down_s, config.longest_cool_down_s) * 1e9),
             update_every_ns=round(config.update_every_s * 1e9),
+            longest_update_ns=round(max(config.update_every_s, config.longest_update_s) * 1e9),
+            bridge_ns=None if config.bridge_s is None else round(config.bridge_s * 1e9),
         )
+
+    def alerts_at_most(self, span_ns: int) -> int | None:
+        """In any stretch of that length on the stream's clock, while it is not set back; without a cool-down there is no bound."""
+        return BURST + span_ns // self.longest_cool_down_ns if self.cool_down_ns else None
+
+
+@dataclass(slots=True)
+class Rest:
+    """The cool-down of one cause."""
+
+    since_ns: int
+    length_ns: int
+
+    @property
+    def until_ns(self) -> int:
+        return self.since_ns + self.length_ns
+
+
+class Rows:
+    """Which windows begin a row anew? Those behind a gap, but not where the sensor always sleeps between a few windows.
+
+    Its rows are all too short for an alert. There a pause that is no longer than `LONGER` times the usual one breaks nothing;
+    and where rows are long enough, strange windows on both sides of a gap are two strange things.
+    """
+
+    def __init__(self, hop_ns: int) -> None:
+        self._hop_ns = hop_ns
+        self._last_ns: int | None = None
+        self._length = 0
+        self._pauses: deque[int] = deque(maxlen=PAUSES)
+        self._lengths: deque[int] = deque(maxlen=PAUSES)
+
+    @property
+    def last_ns(self) -> int | None:
+        return self._last_ns
+
+    def feed(self, end_ns: Int64, policy: AlarmPolicy) -> Bool:
+        """(B,)"""
+        anew = np.zeros(len(end_ns), bool)
+        if not len(end_ns):
+            return anew
+        steps = np.diff(end_ns, prepend=end_ns[0] - self._hop_ns if self._last_ns is None else self._last_ns)
+        at = 0
+        for i in np.flatnonzero((steps <= 0) | (steps >= 1.5 * self._hop_ns)).tolist():
+            self._length += i - at
+            anew[i] = not self._bridged(int(steps[i]), policy)
+            self._lengths.append(self._length)
+            if steps[i] > 0:
+                self._pauses.append(int(steps[i]))
+            self._length, at = 0, i
+        self._length += len(end_ns) - at
+        self._last_ns = int(end_ns[-1])
+        return anew
+
+    def _bridged(self, pause_ns: int, policy: AlarmPolicy) -> bool:
+        if pause_ns <= 0:
+            return False
+        if policy.bridge_ns is not None:
+            return pause_ns <= policy.bridge_ns
+        if len(self._pauses) < PAUSES // 2 or max(*self._lengths, self._length) >= policy.pending:
+            return False
+        return pause_ns <= LONGER * median(self._pauses)
 
 
 class Alarm:
     """Hysteresis, cool-down, one episode number from start to end. Pure: time is what the windows say."""
 
     def __init__(self, policy: AlarmPolicy, channels: tuple[str, ...], hop_ns: int, model: str) -> None:
-        self.policy, self._channels, self._hop_ns, self._model = policy, channels, hop_ns, model
+        self.policy, self._channels, self._model = policy, channels, model
+        self._hop_ns = hop_ns
+        self._rows = Rows(hop_ns)
         self._episodes = 0
         self._strange = 0  # strange windows in a row
         self._ordinary = 0  # ordinary windows in a row
         self._active = False
         self._since_ns = 0
-        self._quiet_until_ns: int | None = None
-        self._updated_ns = 0
-        self._last_ns: int | None = None
+        self._cause = 0
+        self._rests: dict[int, Rest] = {}  # by channel
+        self._rationed_ns: int | None = None  # up to when all of the ration would be spent, at one each longest cool-down
+        self._update_due_ns = 0
+        self._update_every_ns = 0
+        self._muted_until_ns: int | None = None
+        self._mute_left_ns: int | None = None
         self._clear_worst()
 
     @property
@@ -76,14 +170,50 @@ class Alarm:
         """When the episode that is active began."""
         return self._since_ns if self._active else None
 
+    @property
+    def episode(self) -> int | None:
+        """Number of the episode that is active."""
+        return self._episode if self._active else None
+
+    @property
+    def muted_until_ns(self) -> int | None:
+        """On the stream's clock; `None` when nothing is muted."""
+        return self._muted_until_ns
+
     def new_episode(self) -> int:
         """A number of its own for something that is told beside the anomalies, such as a gap."""
         self._episodes += 1
         return self._episodes
 
+    def set_policy(self, policy: AlarmPolicy) -> None:
+        """From the next window on. An episode that is active goes on and ends by the new rules."""
+        self.policy = policy
+
     def clock_set_back(self) -> None:
         """The stream's clock jumped back (a sensor that restarted): moments noted on it mean nothing any more."""
-        self._quiet_until_ns = None
+        self._rests, self._rationed_ns = {}, None
+        if self._muted_until_ns is not None and self._rows.last_ns is not None:
+            # Maintenance goes on for what was left of it; from when, the next window says.
+            self._mute_left_ns = self._muted_until_ns - self._rows.last_ns
+
+    def mute(self, until_ns: int | None, reason: str = "maintenance") -> Event | None:
+        """Until then, on the stream's clock, nothing starts; `None`: no more. Returns the end of the episode that was active.
+
+        What is strange meanwhile counts for nothing: an anomaly that is still there afterwards is told after as many windows
+        as any other.
+        """
+        self._muted_until_ns, self._mute_left_ns = until_ns, None
+        if until_ns is None or self._rows.last_ns is None:
+            return None
+        self._strange = self._ordinary = 0
+        return self.end(self._rows.last_ns, reason)
+
+    def end(self, time_ns: int, reason: str) -> Event | None:
+        """End the episode that is active, for a reason that no window gives; `None` when there is none.
+
+        Like after any other end the same cause waits for its cool-down.
+        """
+        return self._ended(time_ns, reason) if self._active else None
 
     def update(self, end_ns: Int64, score: Float32, p_value: Float64, shares: Float32) -> tuple[list[Event], Bool]:
         """Judge windows in order of time.
@@ -92,12 +222,17 @@ class Alarm:
         active after it.
         """
         active = np.full(len(end_ns), self._active)
+        anew = self._rows.feed(end_ns, self.policy)
+        if self._mute_left_ns is not None and len(end_ns):
+            self._muted_until_ns, self._mute_left_ns = int(end_ns[0]) + self._mute_left_ns, None
         if not self._active and not self._strange and (p_value > self.policy.p_value).all():
             if len(end_ns):
-                self._last_ns = int(end_ns[-1])
+                self._unmute(int(end_ns[-1]))
             return [], active  # the ordinary case costs one comparison of arrays
         events: list[Event] = []
         for i in range(len(end_ns)):
+            if anew[i]:
+                self._strange = self._ordinary = 0  # "in a row" starts anew; an episode that is open stays open
             event = self._window(int(end_ns[i]), float(score[i]), float(p_value[i]), shares[i])
             if event is not None:
                 events.append(event)
@@ -105,15 +240,15 @@ class Alarm:
         return events, active
 
     def _window(self, end_ns: int, score: float, p_value: float, shares: Float32) -> Event | None:
-        if self._last_ns is not None and not 0 < end_ns - self._last_ns < 1.5 * self._hop_ns:
-            self._strange = self._ordinary = 0  # a gap: "in a row" starts anew; an episode that is open stays open
-        self._last_ns = end_ns
+        self._unmute(end_ns)
         if p_value <= self.policy.p_value:
             self._strange, self._ordinary = self._strange + 1, 0
         elif p_value > self.policy.clear_p_value:
             self._strange, self._ordinary = 0, self._ordinary + 1
         else:  # neither: not strange enough to raise, not ordinary enough to clear
             self._strange = self._ordinary = 0
+        if self._muted_until_ns is not None:
+            self._strange = 0
 
         if not self._active:
             if self._strange == 0:
@@ -123,21 +258,50 @@ class Alarm:
                 self._clear_worst()
                 self._since_ns = end_ns - self._hop_ns
             self._note(score, p_value, shares)
-            if self._strange < self.policy.pending or (self._quiet_until_ns is not None and end_ns < self._quiet_until_ns):
+            cause = int(self._blame.argmax())
+            if self._strange < self.policy.pending or self._waits(cause, end_ns):
                 return None
-            self._active, self._updated_ns = True, end_ns
+            self._active, self._cause = True, cause
+            self._spend(end_ns)
+            self._update_every_ns = self.policy.update_every_ns
+            self._update_due_ns = end_ns + self._update_every_ns
             self._episode = self.new_episode()
             return self._event("anomaly_started", end_ns)
 
         self._note(score, p_value, shares)
         if self._ordinary >= self.policy.clear:
-            self._active, self._strange = False, 0
-            self._quiet_until_ns = end_ns + self.policy.cool_down_ns
-            return self._event("anomaly_ended", end_ns, until_ns=end_ns)
-        if end_ns - self._updated_ns >= self.policy.update_every_ns or end_ns < self._updated_ns:
-            self._updated_ns = end_ns
+            return self._ended(end_ns)
+        if end_ns >= self._update_due_ns or end_ns < self._update_due_ns - self._update_every_ns:
+            # What has lasted for a week need not be said every minute.
+            self._update_every_ns = min(2 * self._update_every_ns, self.policy.longest_update_ns)
+            self._update_due_ns = end_ns + self._update_every_ns
             return self._event("anomaly_updated", end_ns)
         return None
+
+    def _unmute(self, end_ns: int) -> None:
+        if self._muted_until_ns is not None and end_ns >= self._muted_until_ns:
+            self._muted_until_ns = None
+
+    def _waits(self, cause: int, now_ns: int) -> bool:
+        rest = self._rests.get(cause)
+        return (rest is not None and now_ns < rest.until_ns) or (
+            self._rationed_ns is not None and self._rationed_ns - now_ns > (BURST - 1) * self.policy.longest_cool_down_ns
+        )
+
+    def _spend(self, now_ns: int) -> None:
+        if self.policy.cool_down_ns:
+            spent_ns = now_ns if self._rationed_ns is None else max(now_ns, self._rationed_ns)
+            self._rationed_ns = spent_ns + self.policy.longest_cool_down_ns
+
+    def _ended(self, time_ns: int, reason: str = "") -> Event:
+        self._active, self._strange = False, 0
+        # Blame shifts while an episode lasts; neither what it began with nor what it came to is to be told twice.
+        for cause in {self._cause, int(self._blame.argmax())}:
+            rest, length_ns = self._rests.get(cause), self.policy.cool_down_ns
+            if rest is not None and time_ns - rest.until_ns < BACK * self.policy.longest_cool_down_ns:
+                length_ns = min(2 * rest.length_ns, self.policy.longest_cool_down_ns)
+            self._rests[cause] = Rest(time_ns, length_ns)
+        return self._event("anomaly_ended", time_ns, until_ns=time_ns, reason=reason)
 
     def _clear_worst(self) -> None:
         self._worst_score, self._worst_p, self._blame = -math.inf, 1.0, np.zeros(len(self._channels))
@@ -147,7 +311,7 @@ class Alarm:
         if p_value <= self.policy.p_value:
             self._blame += shares
 
-    def _event(self, kind: EventType, time_ns: int, until_ns: int | None = None) -> Event:
+    def _event(self, kind: EventType, time_ns: int, until_ns: int | None = None, reason: str = "") -> Event:
         total = self._blame.sum()
         order = np.argsort(-self._blame, kind="stable")
         return Event(
@@ -161,4 +325,5 @@ class Alarm:
             threshold=self.policy.p_value,
             channels=tuple(Share(self._channels[i], round(float(self._blame[i] / total), 4)) for i in order) if total else (),
             model=self._model,
+            reason=reason,
         )

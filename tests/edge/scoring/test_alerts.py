@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,6 +25,13 @@ def feed(alarm: Alarm, p_values: list[float], start: int = 0, share: float = 0.7
     shares = np.tile(np.array([share, 1 - share], np.float32), (n, 1))
     events, _ = alarm.update(end_ns, -np.log(np.array(p_values, np.float32)), np.array(p_values), shares)
     return events
+
+
+def feed_at(alarm: Alarm, seconds: list[float], p_values: list[float], causes: list[int]) -> list[Event]:
+    """The channel numbered `cause` gets all of the blame."""
+    end_ns = np.round(np.array(seconds) * 1e9).astype(np.int64)
+    p = np.array(p_values)
+    return alarm.update(end_ns, -np.log(p).astype(np.float32), p, np.eye(2, dtype=np.float32)[causes])[0]
 
 
 def kinds(events: list[Event]) -> list[tuple[str, int]]:
@@ -61,8 +70,8 @@ def test_cool_down_delays_and_never_loses() -> None:
 
 
 def test_an_episode_that_lasts_is_repeated_and_says_the_worst_so_far() -> None:
-    events = feed(alarm(update_every_s=5.0), [STRANGE] * 3 + [0.0005] + [0.005] * 10)
-    assert kinds(events) == [("started", 2), ("updated", 7), ("updated", 12)]
+    events = feed(alarm(update_every_s=5.0), [STRANGE] * 3 + [0.0005] + [0.005] * 15)
+    assert kinds(events) == [("started", 2), ("updated", 7), ("updated", 17)]
     assert events[-1].p_value == 0.0005
 
 
@@ -116,3 +125,225 @@ def test_by_default_two_strange_windows_share_no_sample() -> None:
     assert policy.pending == 5
     assert policy.p_value == 0.001
     assert AlarmPolicy.of(AlarmConfig(), floor=0.02, length=64, hop=16).p_value == 0.02
+
+
+MINUTE, HOUR, DAY, WEEK = 60, 3600, 86400, 604800
+RAW = {"pending_windows": 1, "clear_windows": 1, "clear_ratio": 1.0}
+"""Nothing but the cool-down between the signal and the alerts."""
+
+
+def started_s(events: list[Event]) -> list[int]:
+    return [event.time_ns // HOP for event in events if event.type == "anomaly_started"]
+
+
+def test_a_level_shift_that_stays_for_a_week_is_one_alert_and_few_updates() -> None:
+    long = [STRANGE] * WEEK
+    events = feed(alarm(cool_down_s=30.0), long)
+    assert [event.type for event in events[:2]] == ["anomaly_started", "anomaly_updated"]
+    assert started_s(events) == [2]
+    assert len(events) <= 20
+    waits = np.diff([event.time_ns // HOP for event in events])
+    assert waits[:3].tolist() == [60, 120, 240]
+    assert waits.max() == DAY
+    assert len(feed(alarm(longest_update_s=60.0), long[:DAY])) == DAY // 60, "the control"
+
+
+def flapping(seconds: int, causes: tuple[int, ...] = (0,)) -> tuple[list[float], list[float], list[int]]:
+    """Strange and ordinary in turn, a second each; the causes take turns as well."""
+    at = [float(t) for t in range(seconds)]
+    return at, [STRANGE if t % 2 else ORDINARY for t in range(seconds)], [causes[t // 2 % len(causes)] for t in range(seconds)]
+
+
+def test_a_flapping_channel_is_told_ever_more_rarely() -> None:
+    times = started_s(feed_at(alarm(**RAW, cool_down_s=30.0), *flapping(DAY)))
+    assert [b - a for a, b in pairwise(times)][:4] == pytest.approx([31, 61, 121, 241], abs=3)
+    assert np.diff(times).max() == pytest.approx(HOUR, abs=3)
+    assert len(times) <= 32
+    storm = started_s(feed_at(alarm(**RAW, cool_down_s=30.0, longest_cool_down_s=30.0), *flapping(DAY)))
+    assert len(storm) > 2000, "the control"
+
+
+def test_another_cause_is_told_at_once_and_the_same_one_when_its_time_has_come() -> None:
+    def story(causes: list[int]) -> list[tuple[str, int]]:
+        p_values = [STRANGE] * 3 + [ORDINARY] * 2 + [STRANGE] * 40
+        return kinds(feed_at(alarm(cool_down_s=30.0), [float(t) for t in range(len(p_values))], p_values, causes))
+
+    assert story([0] * 5 + [1] * 40) == [("started", 2), ("ended", 4), ("started", 7)]
+    assert story([0] * 45) == [("started", 2), ("ended", 4), ("started", 34)], "it persists, so it is told"
+
+
+def test_after_a_quiet_day_a_cause_begins_anew() -> None:
+    subject = alarm(**RAW, cool_down_s=30.0)
+    feed_at(subject, *flapping(HOUR))
+    quiet = float(HOUR + 2 * DAY)
+    at, p_values, causes = flapping(200)
+    times = started_s(feed_at(subject, [quiet + t for t in at], p_values, causes))
+    assert [b - a for a, b in pairwise(times)][:2] == pytest.approx([31, 61], abs=3)
+
+
+STORM = st.lists(
+    st.tuples(
+        st.integers(1, 40), st.sampled_from([STRANGE, BETWEEN, ORDINARY]), st.integers(0, 7), st.sampled_from([1, 60, HOUR])
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(STORM)
+def test_no_day_sees_more_alerts_than_stated_whatever_the_signal_does(story: list[tuple[int, float, int, int]]) -> None:
+    """Eight channels, repeated until a week is over: runs of so many windows, p-value, cause, and pause after it."""
+    config = AlarmConfig(p_value=0.01, **RAW)  # type: ignore[arg-type]
+    channels = tuple("abcdefgh")
+
+    def alerts(config: AlarmConfig) -> list[int]:
+        subject = Alarm(AlarmPolicy.of(config, floor=0.001, length=4, hop=1), channels, HOP, "model")
+        found: list[Event] = []
+        at = 0
+        for _ in range(50):
+            for count, p, cause, pause in story:
+                end_ns = (at + np.arange(count, dtype=np.int64)) * HOP
+                p_value, blame = np.full(count, p), np.tile(np.eye(8, dtype=np.float32)[cause], (count, 1))
+                found += subject.update(end_ns, -np.log(p_value).astype(np.float32), p_value, blame)[0]
+                at += count + pause
+        return started_s(found)
+
+    most = AlarmPolicy.of(config, floor=0.001, length=4, hop=1).alerts_at_most(DAY * HOP)
+    assert most == 36
+    times = np.array(alerts(config))
+    assert all(int(np.searchsorted(times, t + DAY) - i) <= most for i, t in enumerate(times))
+
+
+def test_causes_that_take_turns_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def day() -> int:
+        at, p_values, _ = flapping(DAY)
+        end_ns = (np.array(at) * 1e9).astype(np.int64)
+        p, causes = np.array(p_values), np.arange(DAY) // 600 % 8
+        subject = Alarm(alarm(**RAW, cool_down_s=30.0).policy, tuple("abcdefgh"), HOP, "model")
+        return len(started_s(subject.update(end_ns, -np.log(p).astype(np.float32), p, np.eye(8, dtype=np.float32)[causes])[0]))
+
+    assert 30 <= day() <= 36
+    monkeypatch.setattr("edge.scoring.alerts.BURST", 10**6)
+    assert day() > 72, "the control: cool-downs alone"
+
+
+def test_the_control_of_the_bound_without_a_cool_down_there_is_a_storm() -> None:
+    assert len(started_s(feed_at(alarm(**RAW, cool_down_s=0.0), *flapping(HOUR, (0, 1))))) == HOUR // 2
+    assert alarm(cool_down_s=0.0).policy.alerts_at_most(DAY * HOP) is None
+
+
+def bursts(
+    count: int, windows: int, every_s: float, p_value: float, start_s: float = 0.0
+) -> tuple[list[float], list[float], list[int]]:
+    at = [start_s + i * every_s + j for i in range(count) for j in range(windows)]
+    return at, [p_value] * len(at), [0] * len(at)
+
+
+def test_a_sensor_that_sleeps_after_every_window_can_raise_an_alert_and_end_it() -> None:
+    def story(**settings: float) -> list[Event]:
+        subject = alarm(**settings)
+        found = feed_at(subject, *bursts(10, 1, MINUTE, ORDINARY))
+        found += feed_at(subject, *bursts(4, 1, MINUTE, STRANGE, 600.0))
+        return found + feed_at(subject, *bursts(3, 1, MINUTE, ORDINARY, 840.0))
+
+    assert kinds(story()) == [("started", 720), ("updated", 780), ("ended", 900)]
+    assert story(bridge_s=0.0) == [], "the control"
+
+
+def test_one_burst_that_was_lost_is_bridged_and_a_sensor_that_was_away_is_not() -> None:
+    usual_s = MINUTE - 1
+    for away_s, raised in ((2 * usual_s, True), (2 * usual_s + 1, False), (HOUR, False)):
+        subject = alarm()
+        feed_at(subject, *bursts(10, 2, MINUTE, ORDINARY))
+        found = feed_at(subject, *bursts(1, 2, MINUTE, STRANGE, 600.0))
+        found += feed_at(subject, *bursts(1, 1, MINUTE, STRANGE, 601.0 + away_s))
+        assert bool(found) is raised, away_s
+
+
+def test_a_gap_joins_nothing_where_rows_are_long() -> None:
+    """Also not when the gaps are as regular as those of a sensor that sleeps."""
+    subject = alarm()
+    for i in range(12):
+        feed_at(subject, *bursts(1, 10, MINUTE, ORDINARY, i * 100.0))
+        assert feed_at(subject, *bursts(1, 2, MINUTE, STRANGE, i * 100.0 + 10)) == []
+        assert feed_at(subject, *bursts(1, 2, MINUTE, STRANGE, i * 100.0 + 30)) == [], "a gap between two and two"
+    bridged = alarm(bridge_s=30.0)
+    feed_at(bridged, *bursts(1, 2, MINUTE, STRANGE, 10.0))
+    assert feed_at(bridged, *bursts(1, 2, MINUTE, STRANGE, 30.0)) != [], "the control, and what the setting is for"
+
+
+JUMPS = st.lists(st.tuples(P_VALUES, st.sampled_from([-DAY, -HOUR, -5, 0, 3, MINUTE, HOUR, 10 * DAY])), max_size=12)
+
+
+@given(JUMPS, st.booleans())
+def test_a_clock_that_jumps_neither_opens_nor_closes_an_episode(parts: list[tuple[list[float], int]], told: bool) -> None:
+    """An alert always stands behind so many strange windows, its end behind so many ordinary ones."""
+    subject = alarm(cool_down_s=30.0)
+    seen: list[float] = []
+    at = 0.0
+    for p_values, jump in parts:
+        if jump < 0 and told:
+            subject.clock_set_back()
+        for p in p_values:
+            for event in feed_at(subject, [at], [p], [0]):
+                recent = [*seen, p]
+                if event.type == "anomaly_started":
+                    assert recent[-3:] == [STRANGE] * 3
+                elif event.type == "anomaly_ended":
+                    assert recent[-2:] == [ORDINARY] * 2
+            seen.append(p)
+            at += 1
+        was = subject.active
+        at += jump
+        assert subject.active is was
+
+
+def test_while_muted_nothing_starts_and_what_is_active_ends() -> None:
+    subject = alarm()
+    feed(subject, [STRANGE] * 4)
+    assert subject.active
+    ended = subject.mute(20 * HOP)
+    assert ended is not None
+    assert (ended.type, ended.reason, ended.until_ns, ended.episode) == ("anomaly_ended", "maintenance", 3 * HOP, 1)
+    assert subject.muted_until_ns == 20 * HOP
+    assert feed(subject, [STRANGE] * 16, start=4) == []
+    assert kinds(feed(subject, [STRANGE] * 5, start=20)) == [("started", 22)], "three windows after it, as ever"
+    assert subject.muted_until_ns is None
+    assert subject.since_ns == 19 * HOP, "what was muted does not count"
+
+
+def test_muting_ends_early_when_told_so() -> None:
+    subject = alarm()
+    assert subject.mute(1000 * HOP) is None
+    assert feed(subject, [STRANGE] * 4) == []
+    assert subject.mute(None) is None
+    assert kinds(feed(subject, [STRANGE] * 3, start=4)) == [("started", 6)]
+
+
+def test_maintenance_goes_on_for_the_rest_of_its_time_when_the_clock_is_set_back() -> None:
+    subject = alarm()
+    feed(subject, [ORDINARY] * 2, start=5000)
+    subject.mute(5011 * HOP)
+    subject.clock_set_back()
+    assert feed(subject, [STRANGE] * 9, start=0) == []
+    assert kinds(feed(subject, [STRANGE] * 4, start=9)) == [("started", 12)]
+
+
+def test_others_may_end_an_episode_and_its_cause_then_cools_down() -> None:
+    subject = alarm(cool_down_s=30.0)
+    assert subject.end(0, "restart") is None
+    feed(subject, [STRANGE] * 3)
+    ended = subject.end(2 * HOP, "feedback")
+    assert ended is not None
+    assert (ended.type, ended.reason) == ("anomaly_ended", "feedback")
+    assert not subject.active
+    assert kinds(feed(subject, [STRANGE] * 40, start=3)) == [("started", 32)]
+
+
+def test_a_new_policy_keeps_the_episode() -> None:
+    subject = alarm()
+    feed(subject, [STRANGE] * 3)
+    subject.set_policy(alarm(p_value=0.0012).policy)
+    events = feed(subject, [0.005] * 3, start=3)
+    assert kinds(events) == [("ended", 4)]
+    assert (events[0].episode, events[0].threshold) == (1, 0.0012)
