@@ -101,8 +101,8 @@ class RequestsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class HomeAssistantConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Present (also when empty): this device shows up in Home Assistant by itself."""
 
-    prefix: str = "homeassistant"
-    """Of its discovery topics, as set in Home Assistant."""
+    prefix: Annotated[str, Meta(pattern=r"^[^/+#\x00][^+#\x00]*[^/+#\x00]$")] = "homeassistant"
+    """Of its discovery topics, as set in Home Assistant. No `+` or `#`, and no `/` at either end."""
 
 
 class WebConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

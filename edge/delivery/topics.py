@@ -128,6 +128,10 @@ class StatePayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Most responsible first."""
     time_quality: Literal["synced", "unsynced"] | None = None
     """`unsynced` while nobody has set this computer's clock; left out where the system does not tell."""
+    maintenance: bool = False
+    """Somebody works on the machine: strange windows are judged and raise no alert."""
+    latency_ms: float | None = None
+    """From the arrival of the window's last sample to its verdict."""
 
 
 class MqttHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +207,10 @@ class InfoPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     config: dict[str, Any]
     """Without secrets."""
     restart_required: bool = False
+    latest_model: ModelInfo | None = None
+    """The newest model that is offered, once it is another than `model`."""
+    false_alarms_per_week: float | None = None
+    """What `alarm.false_alarms` asks for, whatever unit of time it is given in."""
     backend: str | None = None
     machine: str | None = None
     """Architecture, as `uname -m` says it."""
