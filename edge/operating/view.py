@@ -32,6 +32,32 @@ class History:
     """(C, S) in the units of the channels; NaN where nothing was measured."""
 
 
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """One stream's commissioning on the device: under way, or how the last one ended."""
+
+    running: bool
+    progress: float
+    """0 … 1."""
+    left_s: float
+    """Until enough is collected; 0 when it is over."""
+    outcome: str = ""
+    """What came of it, or what holds it up, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What people have asked of one stream, and when it last said something."""
+
+    last_sample_ns: int | None = None
+    """Epoch; None before the first."""
+    maintenance_until_ns: int | None = None
+    """Epoch; None when alerts are not held back."""
+    learning: Learning | None = None
+    can_roll_back: bool = False
+    """An earlier head is kept."""
+
+
 class View(Protocol):
     @property
     def node(self) -> str: ...
@@ -44,12 +70,20 @@ class View(Protocol):
         """By stream; without those that have not judged a window yet."""
         ...
 
+    def situations(self) -> dict[str, Situation]:
+        """Of every stream that is configured, in that order."""
+        ...
+
     def history(self, stream: str) -> History | None:
         """None for a stream that there is not, or that has not judged a window yet."""
         ...
 
     def episodes(self) -> list[EventPayload]:
         """The newest event of each of the last hundred episodes (gaps, faults and drift included), newest first."""
+        ...
+
+    def verdicts(self) -> dict[str, str]:
+        """What people have said of an episode and not taken back: its id → `false_alarm`, `confirmed` or `new_normal`."""
         ...
 
     def request(self, verb: str, body: Mapping[str, Any]) -> Response:
