@@ -113,6 +113,9 @@ class WebConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     port: Annotated[int, Meta(gt=0, lt=65536)] = 8642
     token: str | None = None
     """Asked for before anything is changed. Better in AMISS_WEB__TOKEN_FILE than here."""
+    names: tuple[str, ...] = ()
+    """Further names that the page is called by, of a proxy in front of it say. Its address, this host's name and the node's,
+    with and without `.local`, need not be named."""
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ What a request may do is decided here and nowhere else, before a route sees it:
 No route reads a file by a name from outside, so there is no path to walk up.
 """
 
+import contextlib
 import errno
 import io
 import ipaddress
@@ -110,7 +111,7 @@ def from_our_page(request: Request, door: Door) -> Answer | None:
 
 
 def with_json(request: Request, door: Door) -> Answer | None:
-    if request.method == "GET" or request.headers.get_content_type() == JSON and "Content-Type" in request.headers:
+    if request.method == "GET" or (request.headers.get_content_type() == JSON and "Content-Type" in request.headers):
         return None
     return refusal(415, f"send {JSON}")
 
@@ -174,7 +175,9 @@ class Server:
                     f"(`ss -ltnp sport = :{self._port}` names it)"
                 ) from None
             if error.errno == errno.EACCES:
-                raise AccessError(f"{self._section}.port: {where} is for the administrator; choose a port from 1024 on") from None
+                raise AccessError(
+                    f"{self._section}.port: {where} is for the administrator; choose a port from 1024 on"
+                ) from None
             raise ConfigError(
                 f"{self._section}.host: cannot serve at {where}: {error.strerror}; name an address of this computer, or "
                 "0.0.0.0 for all of them"
@@ -211,10 +214,11 @@ class Service:
         """Hear one request and answer it. Whatever is sent, it raises nothing."""
         _Conversation(connection, ("", 0), self)
 
+    def objection(self, request: Request) -> Answer | None:
+        return next((found for check in self.checks if (found := check(request, self.door)) is not None), None)
+
     def answer(self, request: Request) -> Answer:
-        for check in self.checks:
-            if (objection := check(request, self.door)) is not None:
-                return objection
+        """Of a request that nothing is to be objected to."""
         route = self.routes.get((request.method, request.path))
         if route is not None:
             return route(request)
@@ -243,10 +247,8 @@ class _Listener(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
             request.setblocking(False)  # the thread that accepts waits for nobody
-            try:
+            with contextlib.suppress(OSError):
                 request.send(b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            except OSError:
-                pass
             self.shutdown_request(request)
             return
         try:
@@ -357,9 +359,8 @@ class _Conversation(BaseHTTPRequestHandler):
             return refusal(400, "too many fields in the address")
         request = Request(self.command, target, named, self.headers)
         # Who may not ask is told so before his body is waited for.
-        for check in self._service.checks:
-            if (objection := check(request, self._service.door)) is not None:
-                return objection
+        if (objection := self._service.objection(request)) is not None:
+            return objection
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             return None
