@@ -212,6 +212,10 @@ class Bundle:
         period_ns = 1e9 / manifest.rate_hz
         return Smoother(manifest.smoothing * period_ns * smooth, hop * period_ns, manifest.window * period_ns)
 
+    def policy(self, alarm: AlarmConfig, head: Head, hop: int | None = None) -> AlarmPolicy:
+        """What `alarm` comes to with this head; raises `ConfigError` when its threshold cannot be reached."""
+        return AlarmPolicy.of(alarm, floor=head.calibrator.floor, length=self.manifest.window, hop=hop or self.manifest.hop)
+
     def pipeline(self, alarm: AlarmConfig | None = None, *, hop: int | None = None, smooth: bool = True) -> Pipeline:
         """A pipeline for one stream.
 
@@ -223,7 +227,7 @@ class Bundle:
             Windower(len(manifest.channels), manifest.rate_hz, manifest.window, hop, manifest.missing),
             self.backend,
             self.head,
-            AlarmPolicy.of(alarm or AlarmConfig(), floor=self.head.calibrator.floor, length=manifest.window, hop=hop),
+            self.policy(alarm or AlarmConfig(), self.head, hop),
             self.smoother(hop, smooth=smooth),
             channels=self.channels,
             model=self.digest,

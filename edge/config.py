@@ -189,6 +189,17 @@ def parse(data: Any, where: str = "configuration") -> DeviceConfig:
         raise ConfigError(f"{where}: {key + ': ' if key else ''}{message[0].lower()}{message[1:]}") from None
 
 
+def changed_alarm(alarm: AlarmConfig, changes: Mapping[str, Any]) -> AlarmConfig:
+    """`[alarm]` with other values for some of its keys; raises `ConfigError`."""
+    merged = {**msgspec.to_builtins(alarm), **changes}
+    refuse_unknown_keys(merged, AlarmConfig, "alarm", "alarm.")
+    try:
+        return msgspec.convert(merged, AlarmConfig)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        raise ConfigError(f"alarm{at.rstrip('`')}: {message[0].lower()}{message[1:]}") from None
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema 2020-12 of device.toml."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(DeviceConfig)}

@@ -72,6 +72,9 @@ def stream_of(topic: str) -> str:
     return parts[2] if len(parts) == 4 else ""
 
 
+TimeQuality = Literal["synced", "unsynced", "corrected"]
+
+
 class EventPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One `edge.event.Event` on its way to a person."""
 
@@ -105,6 +108,13 @@ class EventPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Digest (hex SHA-256) of the bundle that judged."""
     reason: str = ""
     """For a gap: `silence`, `missing`, `backwards` (samples) or `outbox_full` (records)."""
+    time_quality: TimeQuality | None = None
+    """`unsynced`: nobody had set this computer's clock; `corrected`: nor had they then, but it was put right before this left.
+    Absent where the system does not tell."""
+    boot: str = ""
+    """While unsynced: which start of the computer,"""
+    clock_offset_ns: int | None = None
+    """and what was added to its monotonic clock. `health.clock` of the same boot says what it should have been."""
     excerpt: Excerpt | None = None
     """A glance at the signal, on the stream's own clock."""
     count: int | None = None
@@ -126,7 +136,7 @@ class StatePayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Start of the anomaly that lasts."""
     top_channels: tuple[str, ...] = ()
     """Most responsible first."""
-    time_quality: Literal["synced", "unsynced"] | None = None
+    time_quality: TimeQuality | None = None
     """`unsynced` while nobody has set this computer's clock; left out where the system does not tell."""
     maintenance: bool = False
     """Somebody works on the machine: strange windows are judged and raise no alert."""
@@ -160,10 +170,18 @@ class StreamHealth(msgspec.Struct, frozen=True, kw_only=True):
     reopened: int
     rejected: int = 0
     """Frames or lines that made no sense."""
+    commissioned: str | None = None
+    """When this machine's own head was fitted; left out while the bundle's serves."""
+    learning: float | None = None
+    """Share of a commissioning that is done."""
 
 
-class ClockHealth(msgspec.Struct, frozen=True, kw_only=True):
+class ClockHealth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     synced: bool
+    boot: str = ""
+    """Which start of the computer,"""
+    offset_ns: int | None = None
+    """and what added to its monotonic clock makes epoch time."""
 
 
 class HealthPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -290,6 +308,26 @@ def dropped_payload(*, stream: str, record: str, count: int, first_ns: int, last
         until_ns=last_ns,
         reason="outbox_full",
         count=count,
+    )
+
+
+def corrected(event: EventPayload, boot: str, offset_ns: int) -> EventPayload:
+    """Its times set right, if it was stamped unsynced in the same boot; `offset_ns` makes epoch time of the monotonic clock."""
+    if event.time_quality != "unsynced" or event.boot != boot or event.clock_offset_ns is None:
+        return event
+    shift_ns = offset_ns - event.clock_offset_ns
+    until_ns = None if event.until_ns is None else event.until_ns + shift_ns
+    return msgspec.structs.replace(
+        event,
+        time=rfc3339(event.time_ns + shift_ns),
+        time_ns=event.time_ns + shift_ns,
+        since=rfc3339(event.since_ns + shift_ns),
+        since_ns=event.since_ns + shift_ns,
+        until=None if until_ns is None else rfc3339(until_ns),
+        until_ns=until_ns,
+        time_quality="corrected",
+        boot="",
+        clock_offset_ns=None,
     )
 
 

@@ -78,7 +78,7 @@ class AlarmPolicy:
         )
 
     def alerts_at_most(self, span_ns: int) -> int | None:
-        """In any stretch of that length on the stream's clock, while it is not set back; without a cool-down there is no bound."""
+        """In any stretch of that length on the stream's clock, while it is not set back; no bound without a cool-down."""
         return BURST + span_ns // self.longest_cool_down_ns if self.cool_down_ns else None
 
 
