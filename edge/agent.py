@@ -31,7 +31,7 @@ from edge.errors import SourceLostError, UndeliveredError
 from edge.event import Event
 from edge.operating import system
 from edge.pipeline import Pipeline, Verdicts
-from edge.sensing.sources import ReplaySource, SerialSource, Source, collect_s
+from edge.sensing.sources import PortSource, ReplaySource, Source, collect_s, port_source
 
 log = logging.getLogger("amiss")
 
@@ -220,7 +220,7 @@ class Agent:
         config, rate_hz = self.config.streams[name], self.bundle.manifest.rate_hz
         if self._replay is not None:
             return ReplaySource(self._replay.paths, self.bundle.channels, self._replay.speed, rate_hz=rate_hz)
-        return SerialSource(config, self.bundle.channels, rate_hz, collect_s=collect_s(self.bundle.manifest.hop / rate_hz))
+        return port_source(config, self.bundle.channels, rate_hz, collect_s=collect_s(self.bundle.manifest.hop / rate_hz))
 
     def _state(self, stream: Stream, verdicts: Verdicts) -> StatePayload:
         offset_ns = stream.source.epoch_offset_ns()
@@ -265,7 +265,7 @@ class Agent:
             filled=windower.filled,
             lost=windower.lost,
             reopened=stream.reopened,
-            rejected=stream.source.corrupt if isinstance(stream.source, SerialSource) else 0,
+            rejected=stream.source.corrupt if isinstance(stream.source, PortSource) else 0,
         )
 
     def _info(self) -> InfoPayload:

@@ -5,6 +5,7 @@ reads it from a file; inside the file `${VAR}` and `${VAR:?message}` are replace
 """
 
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -21,14 +22,57 @@ Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lo
 Positive = Annotated[float, Meta(gt=0)]
 
 
+class RegisterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One value among a Modbus device's registers."""
+
+    channel: Annotated[str, Meta(min_length=1)]
+    """The model's channel that it is; others are not read."""
+    address: Annotated[int, Meta(ge=0, le=65535)]
+    """As on the wire, from 0: what manuals call holding register 40001, or input register 30001, is 0."""
+    kind: Literal["holding", "input"] = "holding"
+    type: Literal["int16", "uint16", "int32", "uint32", "float32"] = "int16"
+    """Those of 32 bits take this address and the next."""
+    word_order: Literal["big", "little"] = "big"
+    """Which half of 32 bits stands first: the high one (`big`, as the standard has it) or the low one."""
+    scale: float = 1.0
+    """Value = what is in the register × scale."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale) or self.scale == 0:
+            raise ValueError(f"`scale = {self.scale:g}` leaves nothing of the value; leave it out for the plain number")
+        if self.address + self.words > 65536:
+            raise ValueError(f"`address = {self.address}` is the last, and {self.type} takes two; take one before it")
+
+    @property
+    def words(self) -> int:
+        return 2 if self.type.endswith("32") else 1
+
+
+class ModbusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A Modbus RTU device; it is asked for a sample as often as the model wants one. Needs `pip install 'amiss[modbus]'`."""
+
+    registers: Annotated[tuple[RegisterConfig, ...], Meta(min_length=1)]
+    unit: Annotated[int, Meta(ge=1, le=247)] = 1
+    """Its address on the bus (slave id)."""
+    parity: Literal["even", "odd", "none"] = "even"
+    """`even` is the standard's, `none` that of many devices."""
+    stopbits: Literal[1, 2] = 1
+    timeout_s: Annotated[float, Meta(gt=0, le=5)] = 0.2
+    """How long an answer may take, beyond the time that it is on the wire."""
+    pause_s: Annotated[float, Meta(ge=0, le=5)] = 0.0
+    """Least silence before a request. The 3.5 characters of the standard are always kept."""
+
+
 class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One sensor on one serial port."""
 
     port: Annotated[str, Meta(min_length=1)]
-    """Device file, best a stable name: /dev/serial/by-id/…"""
+    """Best a name that lasts, looked up whenever the port is opened: `usb:VID:PID` or `usb:VID:PID:SERIAL`, or a device file,
+    as in /dev/serial/by-id/…; with `*` in it whatever file fits, if only one does. `amiss check` says what there is."""
     baud: Annotated[int, Meta(gt=0)] = 115200
-    format: Literal["frames", "csv", "json"] = "frames"
-    """`frames`: COBS + CRC-32 binary frames; `csv`: one line of numbers a sample; `json`: one object a sample."""
+    format: Literal["frames", "csv", "json", "modbus"] = "frames"
+    """`frames`: COBS + CRC-32 binary frames; `csv`: one line of numbers a sample; `json`: one object a sample; `modbus`: a
+    Modbus RTU device, which has to be asked."""
     columns: tuple[str, ...] | None = None
     """Names of the values in the order they come on the wire (csv, frames), or keys (json). `None`: the model's channels in
     its order. Names that the model does not know are read and dropped; `time` is the sensor's own clock in seconds."""
@@ -38,6 +82,30 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """With `clock = "arrival"`: how late the host may notice a sample before a hole is inferred."""
     silence_s: Positive = 10.0
     """Without a sample for this long the stream counts as offline and the port is opened again."""
+    modbus: ModbusConfig | None = None
+    """With `format = "modbus"`: which registers to read, and from whom."""
+
+    def __post_init__(self) -> None:
+        if self.port.startswith("usb:") and not USB_PORT.fullmatch(self.port):
+            raise ValueError(
+                f'`port = "{self.port}"` is neither usb:VID:PID nor usb:VID:PID:SERIAL; VID and PID are four hexadecimal '
+                "digits each, as lsusb prints them"
+            )
+        if self.format != "modbus":
+            if self.modbus is not None:
+                raise ValueError(f'`modbus` says what to read, but `format = "{self.format}"`; set `format = "modbus"`')
+        elif self.modbus is None:
+            raise ValueError(
+                '`format = "modbus"` needs a table `modbus` with `registers`; there is one in docs/howto/connect-a-sensor.md'
+            )
+        elif self.columns is not None:
+            raise ValueError("`columns` is for sensors that send by themselves; name each `channel` in `modbus.registers`")
+        elif self.clock == "sensor":
+            raise ValueError('a Modbus device has no clock of its own; leave `clock = "sensor"` out')
+
+
+USB_PORT = re.compile(r"usb:([0-9a-fA-F]{4}):([0-9a-fA-F]{4})(?::(.+))?")
+"""`port` by what the device says of itself: vendor, product, and its serial number."""
 
 
 class AlarmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -181,11 +249,18 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
 def parse(data: Any, where: str = "configuration") -> DeviceConfig:
     """Validated configuration from plain dicts; raises `ConfigError`."""
     refuse_unknown_keys(data, DeviceConfig, where, "")
+    streams = data.get("streams") if isinstance(data, dict) else None
+    at = ""
     try:
+        if isinstance(streams, dict):  # one by one: msgspec does not say which one it is that is wrong
+            for name, stream in streams.items():
+                at = f"streams.{name}"
+                msgspec.convert(stream, StreamConfig)
+        at = ""
         return msgspec.convert(data, DeviceConfig)
     except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at `$")
-        key = at.rstrip("`").lstrip(".").replace("[...]", "")
+        message, _, inside = str(error).partition(" - at `$")
+        key = (at + inside.rstrip("`").replace("[...]", "")).lstrip(".")
         raise ConfigError(f"{where}: {key + ': ' if key else ''}{message[0].lower()}{message[1:]}") from None
 
 
@@ -319,6 +394,9 @@ def refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> None
         inner = _unwrap(hints[key])
         if hasattr(inner, "__struct_fields__"):
             refuse_unknown_keys(value, inner, where, f"{prefix}{key}.")
+        elif get_origin(inner) is tuple and isinstance(value, list):
+            for i, item in enumerate(value):
+                refuse_unknown_keys(item, _unwrap(get_args(inner)[0]), where, f"{prefix}{key}[{i}].")
         elif get_origin(inner) is dict and isinstance(value, dict):
             for name, item in value.items():
                 refuse_unknown_keys(item, _unwrap(get_args(inner)[1]), where, f"{prefix}{key}.{name}.")

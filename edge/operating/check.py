@@ -14,7 +14,7 @@ from edge.config import DeviceConfig
 from edge.delivery.mqtt import connect_once
 from edge.delivery.outbox import Outbox
 from edge.errors import AmissError
-from edge.sensing.sources import SerialSource
+from edge.sensing.sources import port_source
 
 LISTEN_S = 3.0
 """How long to listen to a port, or for three samples of a slow sensor."""
@@ -66,7 +66,7 @@ def _state(config: DeviceConfig) -> str:
 def _port(config: DeviceConfig, name: str, bundle: Bundle) -> str:
     stream = config.streams[name]
     listening = msgspec.structs.replace(stream, silence_s=max(LISTEN_S, 3 / bundle.manifest.rate_hz))
-    with closing(SerialSource(listening, bundle.channels, bundle.manifest.rate_hz)) as source:
+    with closing(port_source(listening, bundle.channels, bundle.manifest.rate_hz)) as source:
         # Silence and garbage end this loop as SourceLostError, which says what to do about it.
         first = next(samples for samples in source.samples() if len(samples))
     damaged = f", {source.corrupt} damaged" if source.corrupt else ""

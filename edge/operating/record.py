@@ -9,7 +9,7 @@ import numpy as np
 from edge.config import StreamConfig
 from edge.errors import DataError, SourceLostError
 from edge.sensing.recordings import Recording, write_recording
-from edge.sensing.sources import SerialSource
+from edge.sensing.sources import port_source
 from edge.signal import Samples
 
 TOLD_EVERY_S = 5.0
@@ -20,10 +20,10 @@ def record(
 ) -> int:
     """Record for that long; returns the number of samples. When it is interrupted or the sensor is lost, what came is kept.
 
-    Raises `DataError` when nothing came at all, and what `SerialSource` raises when the port cannot be opened.
+    Raises `DataError` when nothing came at all, and what `port_source` raises when the port cannot be opened.
     """
     channels = tuple(name for name in columns if name != "time")
-    source = SerialSource(stream, channels, rate_hz)
+    source = port_source(stream, channels, rate_hz)
     parts: list[Samples] = []
     offset_ns = 0
     count, started_s = 0, time.monotonic()

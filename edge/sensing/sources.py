@@ -2,7 +2,7 @@
 
 The caller opens, iterates, and when the sensor is lost waits and iterates again; counters and sequence numbers go on:
 
-    source = SerialSource(config, channels, rate_hz)
+    source = port_source(config, channels, rate_hz)
     while True:
         try:
             for samples in source.samples(): …
@@ -13,15 +13,20 @@ import contextlib
 import errno
 import termios
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+import numpy as np
 import serial
 
 from edge.config import StreamConfig
 from edge.errors import AccessError, ConfigError, DataError, SourceLostError
 from edge.sensing.decoders import open_decoder
+from edge.sensing.modbus import ModbusMaster
+from edge.sensing.ports import Ports
 from edge.sensing.recordings import Recording, find_recordings, match_channels, read_recording
 from edge.signal import Samples
 
@@ -34,6 +39,9 @@ IDLE_S = 0.5
 MAX_CHUNK = 256 * 1024
 """A backlog is read whole, because its newest byte is the one that arrived now. But a port that never runs dry must not
 keep the caller waiting: at 3 Mbaud this is most of a second."""
+
+ANSWER_SLICE_S = 0.02
+"""An answer that has come is noticed at once; one that has not is given up this late at most."""
 
 _MUCH, _REFILL_S = 2048, 0.002  # who has just emptied half of the driver's buffer waits for it to be filled again
 
@@ -56,12 +64,122 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-class SerialSource:
-    """A sensor on a serial port.
+class PortSource(ABC):
+    """What is on a serial port: opening it, losing it, closing it. Those who inherit say how samples come out of it.
 
-    Raises `ConfigError` at once when the sensor's columns do not hold the model's channels or the port cannot do the baud
-    rate; `samples()` raises `SourceLostError` (port absent, busy, gone, silent) and `AccessError` (no right to open it).
+    `samples()` raises `SourceLostError` (port absent, busy, gone, silent), `AccessError` (no right to open it) and
+    `ConfigError` (the port cannot do the baud rate).
     """
+
+    doing: str
+    """What the port was lost at, for the message."""
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        channels: Sequence[str],
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        wall: Callable[[], int] = time.time_ns,
+        sleep: Callable[[float], None] = time.sleep,
+        connect: Callable[[StreamConfig], serial.Serial] | None = None,
+        ports: Ports | None = None,
+    ) -> None:
+        self.config = config
+        self._channels = len(channels)
+        self._clock, self._wall, self._sleep = clock, wall, sleep
+        self._connect, self._ports = connect or _connect, ports or Ports()
+        self._port: serial.Serial | None = None
+
+    @property
+    @abstractmethod
+    def corrupt(self) -> int:
+        """Damaged frames, lines or answers since the source was made."""
+
+    @property
+    @abstractmethod
+    def lost(self) -> int:
+        """Samples that are known to be missing, since the source was made."""
+
+    def samples(self) -> Iterator[Samples]:
+        self.close()
+        port = self._port = self._open()
+        self._begin()
+        valid_ns = self._clock()
+        try:
+            yield Samples.empty(self._channels)  # open: whoever waits for that need not wait for the sensor
+            while True:
+                now_ns, samples = self._next(port)
+                if len(samples):
+                    valid_ns = now_ns
+                elif now_ns - valid_ns > self.config.silence_s * 1e9:
+                    raise SourceLostError(
+                        f"{self.config.port}: no valid sample for {self.config.silence_s:g} s; {self._silent()}"
+                    )
+                yield samples
+        except (OSError, termios.error) as error:  # pyserial's own error is an OSError, termios.error is none
+            raise SourceLostError(f"{self.config.port}: lost while {self.doing}: {error}; is it still plugged in?") from None
+        finally:
+            # Only its own: an iterator that was given up may be collected when the next one has opened the port again.
+            if self._port is port:
+                self._port = None
+            _close(port)
+
+    def epoch_offset_ns(self) -> int:
+        return self._wall() - self._clock()
+
+    def close(self) -> None:
+        port, self._port = self._port, None
+        if port is not None:
+            _close(port)
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """The port is open; whatever was under way when it was lost will not go on."""
+
+    @abstractmethod
+    def _next(self, port: serial.Serial) -> tuple[int, Samples]:
+        """What came next, maybe nothing, and when; takes `IDLE_S` or little more at most."""
+
+    @abstractmethod
+    def _silent(self) -> str:
+        """Why there may have been no valid sample for so long."""
+
+    def _open(self) -> serial.Serial:
+        port = self.config.port
+        device = self._ports.resolve(port)
+        if device != port:
+            port = f"{port} ({device})"
+        for attempt in ("first", "last"):
+            try:
+                return self._connect(msgspec.structs.replace(self.config, port=device))
+            except (ValueError, OverflowError, NotImplementedError) as error:
+                raise ConfigError(f"{port}: {error}; set baud = {self.config.baud} to a rate that the adapter has") from None
+            except (OSError, termios.error) as error:
+                code = getattr(error, "errno", None)
+                if code in (errno.EACCES, errno.EPERM):
+                    if attempt == "first":
+                        self._sleep(1.0)  # a device that was just plugged in exists before udev has given it its group
+                        continue
+                    raise AccessError(
+                        f"{port}: no right to open it; add the user to the group dialout (usermod -aG dialout USER, then log "
+                        "in again; for a service SupplementaryGroups=dialout)"
+                    ) from None
+                if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+                    raise SourceLostError(f"{port}: no such port; {self._ports.hint()}") from None
+                if code in (errno.EBUSY, errno.EAGAIN):
+                    raise SourceLostError(f"{port}: busy, another program has it open; `fuser -v {device}` names it") from None
+                raise SourceLostError(f"{port}: cannot be opened: {error}; is it a serial port?") from None
+        raise AssertionError  # the last attempt returns or raises
+
+
+class SerialSource(PortSource):
+    """A sensor that sends by itself.
+
+    Raises `ConfigError` at once when the sensor's columns do not hold the model's channels.
+    """
+
+    doing = "reading"
 
     def __init__(
         self,
@@ -74,61 +192,39 @@ class SerialSource:
         sleep: Callable[[float], None] = time.sleep,
         collect_s: float = CHUNK_S,
         connect: Callable[[StreamConfig], serial.Serial] | None = None,
+        ports: Ports | None = None,
     ) -> None:
-        self.config, self._collect_s = config, collect_s
+        super().__init__(config, channels, clock=clock, wall=wall, sleep=sleep, connect=connect, ports=ports)
         self._decoder = open_decoder(config, channels, rate_hz)
-        self._channels = len(channels)
-        self._clock, self._wall, self._sleep = clock, wall, sleep
-        self._connect = connect or _connect
-        self._port: serial.Serial | None = None
+        self._collect_s = collect_s
         self._newest_ns: int | None = None
 
     @property
     def corrupt(self) -> int:
-        """Damaged frames or lines since the source was made."""
         return self._decoder.corrupt
 
     @property
     def lost(self) -> int:
-        """Samples that sequence numbers show to be missing, since the source was made."""
         return self._decoder.lost
-
-    def samples(self) -> Iterator[Samples]:
-        self.close()
-        port = self._port = self._open()
-        # Opening empties the driver's buffer, so the first bytes may begin anywhere.
-        self._decoder.reset()
-        valid_ns = self._clock()
-        corrupt, received = self._decoder.corrupt, 0
-        try:
-            yield Samples.empty(self._channels)  # open: whoever waits for that need not wait for the sensor
-            while True:
-                data = self._read(port)
-                now_ns = self._clock()
-                received += len(data)
-                samples = self._decoder.feed(data, now_ns)
-                if len(samples):
-                    valid_ns, self._newest_ns = now_ns, int(samples.time_ns[-1])
-                elif now_ns - valid_ns > self.config.silence_s * 1e9:
-                    raise SourceLostError(self._silent(received, self._decoder.corrupt - corrupt))
-                yield samples
-        except (OSError, termios.error) as error:  # pyserial's own error is an OSError, termios.error is none
-            raise SourceLostError(f"{self.config.port}: lost while reading: {error}; is it still plugged in?") from None
-        finally:
-            # Only its own: an iterator that was given up may be collected when the next one has opened the port again.
-            if self._port is port:
-                self._port = None
-            _close(port)
 
     def epoch_offset_ns(self) -> int:
         if self.config.clock == "sensor" and self._newest_ns is not None:
             return self._wall() - self._newest_ns
-        return self._wall() - self._clock()
+        return super().epoch_offset_ns()
 
-    def close(self) -> None:
-        port, self._port = self._port, None
-        if port is not None:
-            _close(port)
+    def _begin(self) -> None:
+        # Opening empties the driver's buffer, so the first bytes may begin anywhere.
+        self._decoder.reset()
+        self._received, self._corrupt_before = 0, self._decoder.corrupt
+
+    def _next(self, port: serial.Serial) -> tuple[int, Samples]:
+        data = self._read(port)
+        now_ns = self._clock()
+        self._received += len(data)
+        samples = self._decoder.feed(data, now_ns)
+        if len(samples):
+            self._newest_ns = int(samples.time_ns[-1])
+        return now_ns, samples
 
     def _read(self, port: serial.Serial) -> bytes:
         """All that arrives within `collect_s` of the first byte; nothing when none comes within `IDLE_S`."""
@@ -148,40 +244,135 @@ class SerialSource:
                     break
         return data
 
-    def _open(self) -> serial.Serial:
-        port = self.config.port
-        for attempt in ("first", "last"):
-            try:
-                return self._connect(self.config)
-            except (ValueError, OverflowError, NotImplementedError) as error:
-                raise ConfigError(f"{port}: {error}; set baud = {self.config.baud} to a rate that the adapter has") from None
-            except (OSError, termios.error) as error:
-                code = getattr(error, "errno", None)
-                if code in (errno.EACCES, errno.EPERM):
-                    if attempt == "first":
-                        self._sleep(1.0)  # a device that was just plugged in exists before udev has given it its group
-                        continue
-                    raise AccessError(
-                        f"{port}: no right to open it; add the user to the group dialout (usermod -aG dialout USER, then log "
-                        "in again; for a service SupplementaryGroups=dialout)"
-                    ) from None
-                if code in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-                    raise SourceLostError(f"{port}: no such port; {_ports_there()}") from None
-                if code in (errno.EBUSY, errno.EAGAIN):
-                    raise SourceLostError(f"{port}: busy, another program has it open; `fuser -v {port}` names it") from None
-                raise SourceLostError(f"{port}: cannot be opened: {error}; is it a serial port?") from None
-        raise AssertionError  # the last attempt returns or raises
-
-    def _silent(self, received: int, corrupt: int) -> str:
-        cause = f"{self.config.port}: no valid sample for {self.config.silence_s:g} s; "
+    def _silent(self) -> str:
+        received, corrupt = self._received, self._decoder.corrupt - self._corrupt_before
         if not received:
-            return cause + "nothing arrives at all: is the sensor powered, and does it send by itself?"
+            return "nothing arrives at all: is the sensor powered, and does it send by itself?"
         if not corrupt:
-            return cause + f"{received} bytes came, but no end of a sample: is format = {self.config.format!r} right?"
+            return f"{received} bytes came, but no end of a sample: is format = {self.config.format!r} right?"
         return (
-            cause + f"{received} bytes came, {corrupt} damaged, the last: {self._decoder.trouble}; check baud = "
-            f"{self.config.baud}, format = {self.config.format!r} and columns"
+            f"{received} bytes came, {corrupt} damaged, the last: {self._decoder.trouble}; check baud = {self.config.baud}, "
+            f"format = {self.config.format!r} and columns"
         )
+
+
+class ModbusSource(PortSource):
+    """A Modbus RTU device, asked for a sample `rate_hz` times a second.
+
+    A sample's stamp is when it was due; what cannot be asked for within half a period of that is a hole. Values without an
+    answer are NaN, and a sample without any is a hole too. Raises `ConfigError` at once when a channel has no register, and
+    when the line is too slow for so many registers so often.
+    """
+
+    doing = "asking"
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        channels: Sequence[str],
+        rate_hz: float,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        wall: Callable[[], int] = time.time_ns,
+        sleep: Callable[[float], None] = time.sleep,
+        connect: Callable[[StreamConfig], serial.Serial] | None = None,
+        ports: Ports | None = None,
+    ) -> None:
+        super().__init__(config, channels, clock=clock, wall=wall, sleep=sleep, connect=connect, ports=ports)
+        assert config.modbus is not None
+        try:
+            self._master = ModbusMaster(config.modbus, channels)
+        except ConfigError as error:
+            raise ConfigError(f"stream on {config.port}: {error}") from None
+        self._period_ns = 1e9 / rate_hz
+        self._timeout_ns = round(config.modbus.timeout_s * 1e9)
+        self._character_s = (9 + (config.modbus.parity != "none") + config.modbus.stopbits) / config.baud
+        # Silence between two messages: 3.5 characters, and above 19200 baud 1.75 ms, as no clock of a device is finer.
+        self._gap_ns = round(1e9 * max(config.modbus.pause_s, max(3.5 * self._character_s, 0.00175)))
+        self._lost = 0
+        needed_s = sum(
+            (len(group.request) + group.answer_size + 3.5) * self._character_s + self._gap_ns / 1e9
+            for group in self._master.groups
+        )
+        if needed_s * rate_hz > 1:
+            raise ConfigError(
+                f"stream on {config.port}: at {config.baud} baud the {len(self._master.groups)} requests for one sample take "
+                f"{needed_s * 1000:.0f} ms, the model wants one every {1000 / rate_hz:.3g} ms; raise baud, lay registers next "
+                "to each other, or take a model with a lower rate"
+            )
+        if config.silence_s * rate_hz < 2:
+            raise ConfigError(
+                f"stream on {config.port}: silence_s = {config.silence_s:g}, but the model wants a sample only every "
+                f"{1 / rate_hz:g} s; set it to {3 / rate_hz:g} or more"
+            )
+
+    @property
+    def corrupt(self) -> int:
+        return self._master.corrupt
+
+    @property
+    def lost(self) -> int:
+        return self._lost
+
+    def _begin(self) -> None:
+        self._started_ns = self._ready_ns = self._clock()
+        self._number = 0  # of the sample
+        self._group = 0  # of its registers, to be asked for next
+
+    def _next(self, port: serial.Serial) -> tuple[int, Samples]:
+        due_ns = self._started_ns + round(self._number * self._period_ns)
+        ready_ns = self._ready_ns if self._group else max(self._ready_ns, due_ns)
+        if (wait_s := (ready_ns - self._clock()) / 1e9) > 0:
+            self._sleep(min(wait_s, IDLE_S))
+        now_ns = self._clock()
+        if wait_s > IDLE_S:
+            return now_ns, Samples.empty(self._channels)
+        if not self._group:
+            late = round((now_ns - due_ns) / self._period_ns)
+            self._lost += late
+            self._number += late
+            due_ns = self._started_ns + round(self._number * self._period_ns)
+            self._master.begin()
+        if not self._group or now_ns - due_ns < self._period_ns:
+            self._ask(port)
+            self._group += 1
+            if self._group < len(self._master.groups):
+                return self._clock(), Samples.empty(self._channels)
+        self._number, self._group = self._number + 1, 0
+        row = self._master.row()
+        if np.isnan(row).all():
+            self._lost += 1
+            return self._clock(), Samples.empty(self._channels)
+        return self._clock(), Samples(np.array([due_ns]), row[:, None])
+
+    def _ask(self, port: serial.Serial) -> None:
+        """One request and its answer."""
+        port.reset_input_buffer()  # what came since the last answer is none to this request
+        request = self._master.ask(self._group)
+        port.write(request)
+        on_wire_s = (len(request) + self._master.groups[self._group].answer_size) * self._character_s
+        until_ns = self._clock() + round(on_wire_s * 1e9) + self._timeout_ns
+        while self._master.wanted and self._clock() < until_ns:
+            self._master.feed(port.read(max(self._master.wanted, port.in_waiting)))
+        late = self._master.end()
+        # Who has not answered may do so yet. Nothing tells that answer from one to the next request, so it is waited for.
+        self._ready_ns = self._clock() + max(self._gap_ns, self._timeout_ns if late else 0)
+
+    def _silent(self) -> str:
+        assert self.config.modbus is not None
+        return (
+            f"the last trouble: {self._master.trouble}; check power and wiring (A and B), modbus.unit = {self._master.unit}, "
+            f"baud = {self.config.baud} and modbus.parity = {self.config.modbus.parity!r}"
+        )
+
+
+def port_source(
+    config: StreamConfig, channels: Sequence[str], rate_hz: float, *, collect_s: float = CHUNK_S, ports: Ports | None = None
+) -> PortSource:
+    """The source for a stream of a model with these channels; `collect_s` is for sensors that send by themselves."""
+    if config.format == "modbus":
+        return ModbusSource(config, channels, rate_hz, ports=ports)
+    return SerialSource(config, channels, rate_hz, collect_s=collect_s, ports=ports)
 
 
 class ReplaySource:
@@ -237,17 +428,28 @@ class ReplaySource:
 
 
 def _connect(config: StreamConfig) -> serial.Serial:
-    # Exclusive only among those who ask for it: it keeps two agents apart, not a terminal program away.
-    return serial.Serial(config.port, config.baud, timeout=min(IDLE_S, config.silence_s / 2), exclusive=True)
+    if config.modbus is None:
+        parity, stopbits, wait_s = "none", 1, min(IDLE_S, config.silence_s / 2)
+    else:
+        parity, stopbits, wait_s = (
+            config.modbus.parity,
+            config.modbus.stopbits,
+            min(ANSWER_SLICE_S, config.modbus.timeout_s / 2),
+        )
+    return serial.Serial(
+        config.port,
+        config.baud,
+        parity=_PARITY[parity],
+        stopbits=stopbits,
+        timeout=wait_s,
+        write_timeout=IDLE_S,  # a driver that no longer takes bytes must not hold the caller for ever
+        exclusive=True,  # only among those who ask for it: it keeps two agents apart, not a terminal program away
+    )
+
+
+_PARITY = {"none": serial.PARITY_NONE, "even": serial.PARITY_EVEN, "odd": serial.PARITY_ODD}
 
 
 def _close(port: serial.Serial) -> None:
     with contextlib.suppress(OSError, termios.error):  # it is gone, which is as good as closed
         port.close()
-
-
-def _ports_there() -> str:
-    from serial.tools.list_ports import comports  # only for the message; it walks through /sys
-
-    there = sorted(map(str, Path("/dev/serial/by-id").glob("*"))) or sorted(port.device for port in comports())
-    return f"there are: {', '.join(there)}" if there else "there is none at all: is the sensor plugged in?"

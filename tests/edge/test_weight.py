@@ -16,6 +16,7 @@ HEAVY = (
     "pandas",
     "matplotlib",
     "pyarrow",
+    "pymodbus",
     "iotcore",
     "hypothesis",
     "trainer",
