@@ -262,6 +262,7 @@ def measure(repeats: int = 200) -> dict[str, Any]:
         "now, nothing drawn": "api/now",
         "now, 2 streams drawn": f"api/now?streams={','.join(names[:2])}",
         "now, 8 streams drawn": f"api/now?streams={','.join(names)}",
+        "episodes, 12": "api/episodes?limit=12",
         "episodes, 100": "api/episodes",
     }
     try:
@@ -284,6 +285,7 @@ def measure(repeats: int = 200) -> dict[str, Any]:
 
 def pictures(folder: Path) -> list[Path]:
     """Chromium looks at the page in several situations."""
+    from PIL import Image
     from playwright.sync_api import sync_playwright
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -308,9 +310,11 @@ def pictures(folder: Path) -> list[Path]:
                 tab.wait_for_selector("article .line[d^=M]", state="attached")
                 if press:
                     tab.click(press)
+                    tab.evaluate("scrollTo(0, 0)")
                 tab.wait_for_timeout(300)
                 made.append(folder / f"page-{name}.png")
                 tab.screenshot(path=made[-1])
+                Image.open(made[-1]).quantize(128).save(made[-1], optimize=True)
                 context.close()
             finally:
                 page.close()

@@ -2,7 +2,7 @@
 
     GET  /                     the page, one file; asks for nothing else from anywhere
     GET  /api/now              everything that changes by the second; `?streams=a,b` adds what is drawn of those
-    GET  /api/episodes         what happened last, newest first; asked for again when `mark` in the above changes
+    GET  /api/episodes         what happened last, newest first, `?limit=12` of it; another one when `mark` above is
     POST /api/request/<verb>   feedback, maintenance, commission: the same as over MQTT
     GET  /metrics              Prometheus, when there are any
 
@@ -82,7 +82,8 @@ def routes(config: WebConfig, view: View, metrics: Callable[[], bytes] | None) -
         return Answer(msgspec.json.encode(now(view, tuple(request.query.get("streams", "").split(",")), asks)))
 
     def answer_episodes(request: Request) -> Answer:
-        return Answer(msgspec.json.encode(episodes(view)))
+        limit = request.query.get("limit", "")
+        return Answer(msgspec.json.encode(episodes(view, int(limit) if re.fullmatch("[0-9]{1,3}", limit) else EPISODES)))
 
     def asked(verb: str) -> http.Route:
         return lambda request: _requested(view, verb, request.body)
@@ -146,29 +147,30 @@ def now(view: View, drawn: tuple[str, ...] = (), asks: bool = False) -> dict[str
 _HEALTH = ("uptime_s", "mqtt", "clock", "cpu", "rss", "temperature", "disk_written_bytes")
 
 
-def episodes(view: View) -> list[dict[str, Any]]:
-    """What /api/episodes says."""
-    said = view.verdicts()
-    return [
-        {
-            "id": event.id,
-            "record": event.record,
-            "type": event.type,
-            "stream": event.stream,
-            "since_ms": _ms(event.since_ns),
-            "until_ms": _ms(event.until_ns),
-            "ms": _ms(event.time_ns),
-            "duration_s": event.duration_s,
-            "p_value": event.p_value,
-            "channels": event.channels[:8],
-            "reason": event.reason[:200],
-            "count": event.count,
-            "model": event.model[:12],
-            "excerpt": _excerpt(event.excerpt),
-            "verdict": said.get(event.id),
-        }
-        for event in view.episodes()[:EPISODES]
-    ]
+def episodes(view: View, limit: int = EPISODES) -> dict[str, Any]:
+    """What /api/episodes says: the newest of `total`."""
+    happened, said = view.episodes()[:EPISODES], view.verdicts()
+    return {"total": len(happened), "episodes": [_told(event, said.get(event.id)) for event in happened[:limit]]}
+
+
+def _told(event: EventPayload, verdict: str | None) -> dict[str, Any]:
+    return {
+        "id": event.id,
+        "record": event.record,
+        "type": event.type,
+        "stream": event.stream,
+        "since_ms": _ms(event.since_ns),
+        "until_ms": _ms(event.until_ns),
+        "ms": _ms(event.time_ns),
+        "duration_s": event.duration_s,
+        "p_value": event.p_value,
+        "channels": event.channels[:8],
+        "reason": event.reason[:200],
+        "count": event.count,
+        "model": event.model[:12],
+        "excerpt": _excerpt(event.excerpt),
+        "verdict": verdict,
+    }
 
 
 def _requested(view: View, verb: str, body: bytes) -> Answer:
