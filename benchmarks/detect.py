@@ -159,7 +159,7 @@ def commissioned(bundle: Bundle, normal: Recording, hop: int | None = None) -> B
         manifest,
         bundle.digest,
         bundle.backend,
-        Head(head.scorer, head.calibrator, head.explainer),
+        Head(head.scorer, head.calibrator, head.explainer, head.reference),
         bundle.golden,
         bundle.size,
         bundle.stream,

@@ -4,7 +4,7 @@
     model.onnx      raw windows (B, C, N) → embedding (B, D), residual and level (B, C); normalises inside
     model.tflite    the same for one window at a time; a bundle has one of the two or both
     stream.onnx     not in every bundle: the same for new samples alone, with state (`edge.scoring.streaming`)
-    head.npz        scorer, calibrator and explainer as plain arrays
+    head.npz        scorer, calibrator, explainer and reference as plain arrays
     golden.npz      windows and the outputs that the build machine got for them
     README.md       model card
     bom.cdx.json    CycloneDX bill of materials
@@ -40,12 +40,15 @@ from edge.pipeline import Pipeline
 from edge.scoring.alerts import AlarmPolicy
 from edge.scoring.backends import OUTPUTS, RUNTIMES, Backend, Outputs, first_installed, installed, run_in_slices
 from edge.scoring.ensemble import parse
+from edge.scoring.inject import inject, usual_spread
 from edge.scoring.smoothing import Smoother
 from edge.scoring.streaming import StreamGraph, open_stream
 from edge.sensing.windows import MissingPolicy, Windower
 from edge.signal import Float32, Windows
 
 SCHEMA = 1
+FAULTS = 448
+"""Windows that a forgiven episode is tried on."""
 AGENT_VERSION = (0, 1, 0)
 
 MEBIBYTE = 1 << 20
@@ -222,17 +225,24 @@ class Bundle:
         `hop` in samples overrides what the manifest says; without `smooth` each window is judged by itself. Raises
         `ConfigError` when the alarm's threshold cannot be reached.
         """
-        manifest, hop = self.manifest, hop or self.manifest.hop
+        manifest, hop, alarm = self.manifest, hop or self.manifest.hop, alarm or AlarmConfig()
         return Pipeline(
             Windower(len(manifest.channels), manifest.rate_hz, manifest.window, hop, manifest.missing),
             self.backend,
             self.head,
-            self.policy(alarm or AlarmConfig(), self.head, hop),
+            self.policy(alarm, self.head, hop),
             self.smoother(hop, smooth=smooth),
             channels=self.channels,
             model=self.digest,
             stream=self.stream.start(hop) if self.stream and hop <= manifest.stream_hop else None,
+            settle_s=alarm.settle_s,
+            faults=self.faults,
         )
+
+    def faults(self) -> Outputs:
+        """Of golden windows with all kinds of faults in them: what nobody must be able to forgive unawares."""
+        x = np.tile(self.golden.x, (-(-FAULTS // len(self.golden.x)), 1, 1))[:FAULTS]
+        return run_in_slices(self.backend, inject(x, usual_spread(self.golden.x), np.random.default_rng(3)))
 
 
 def self_tests(path: Path) -> list[SelfTest]:

@@ -131,6 +131,8 @@ class AlarmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """An alert that lasts is repeated after this time, then after twice as long, and so on,"""
     longest_update_s: Positive = 86400.0
     """up to this."""
+    settle_s: Positive = 600.0
+    """An anomaly that has not changed for this long (and for 50 windows) is asked about: is that how it runs from now on?"""
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from typing import Self
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.explain import Explainer
+from edge.scoring.reference import Reference
 from edge.signal import Float32
 
 
@@ -19,6 +20,8 @@ class Head:
     scorer: Ensemble
     calibrator: Calibrator
     explainer: Explainer
+    reference: Reference | None = None
+    """What drift, settling and the memory of false alarms measure by."""
 
     def arrays(self) -> dict[str, Float32]:
         """Everything, as plain arrays: what head.npz holds."""
@@ -26,16 +29,19 @@ class Head:
             "scorer.": self.scorer.arrays(),
             "calibrator.": self.calibrator.arrays(),
             "explain.": self.explainer.arrays(),
+            "drift.": self.reference.arrays() if self.reference else {},
         }
         return {prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()}
 
     @classmethod
     def from_arrays(cls, scorer: str, arrays: Mapping[str, Float32]) -> Self:
         """`scorer` is its name in the manifest. Raises KeyError, TypeError or ValueError for what is missing or wrong."""
+        reference = _part(arrays, "drift.")
         return cls(
             Ensemble.from_arrays(scorer, _part(arrays, "scorer.")),
             Calibrator(_part(arrays, "calibrator.")["scores"]),
             Explainer(**_part(arrays, "explain.")),
+            Reference.from_arrays(reference) if reference else None,
         )
 
 

@@ -1,23 +1,30 @@
 """Samples in, events out: what the trainer evaluates, what a replay runs and what the device runs is this one pure object.
 
-    Samples ─▶ Windower ─▶ Backend ─▶ Ensemble ─▶ Smoother ─▶ Calibrator ─▶ Alarm ─▶ Event
-                                  └───────────── Explainer ─────────────────┘
+    Samples ─▶ Windower ─▶ Backend ─▶ Ensemble ─▶ Memory ─▶ Smoother ─▶ Calibrator ─▶ Alarm ─────────────▶ Event
+                                  ├──────────────────────── Explainer ───────────────┘   ├─▶ Settling ─┤
+                                  └──────────────────────────────────────────────────────┴─▶ Drift ────┘
 
 No clock, no file, no network. Fed the same samples it gives the same events, however they are split into calls.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from edge.event import Event
 from edge.head import Head
 from edge.scoring.alerts import Alarm, AlarmPolicy
-from edge.scoring.backends import Backend, run_in_slices
+from edge.scoring.backends import Backend, Outputs, run_in_slices
+from edge.scoring.drift import Drift, Settling
+from edge.scoring.evidence import Evidence
+from edge.scoring.explain import excerpt
+from edge.scoring.memory import Memory
 from edge.scoring.smoothing import Smoother
 from edge.scoring.streaming import Stream
 from edge.sensing.windows import Windower
-from edge.signal import Bool, Float32, Float64, Gap, Int64, Samples
+from edge.signal import Bool, Float32, Float64, Gap, Int64, Samples, Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +62,13 @@ class Pipeline:
         channels: tuple[str, ...],
         model: str = "",
         stream: Stream | None = None,
+        settle_s: float = 600.0,
+        faults: Callable[[], Outputs] | None = None,
     ) -> None:
-        """With `stream`, whose hop is the windower's, new samples go through it and not whole windows through `backend`."""
+        """With `stream`, whose hop is the windower's, new samples go through it and not whole windows through `backend`.
+
+        `settle_s`: see `AlarmConfig`; `faults`: see `Memory`.
+        """
         self.channels, self.windower = channels, windower
         self._backend, self.head = backend, head
         self._model, self._stream = model, stream
@@ -64,6 +76,39 @@ class Pipeline:
         self._smoother = smoother
         self.alarm = Alarm(policy, channels, self._hop_ns, model)
         self._gap_episode = 0
+        self._settle_s, self._faults = settle_s, faults
+        self._end_ns = 0
+        self.memory = Memory(head.reference, faults)
+        self.evidence = Evidence()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Slow change is told by the head's own reference; without one, not at all."""
+        reference, window_ns = self.head.reference, self.windower.length * self.windower.period_ns
+        self.drift: Drift | None = None
+        self.settling: Settling | None = None
+        if reference is not None:
+            self.drift = Drift(reference, self.channels, window_ns, self._hop_ns, self._model, self.alarm.new_episode)
+            self.settling = Settling(reference, self.channels, window_ns, self._hop_ns, self._model, self._settle_s)
+
+    def adopt(self, head: Head, policy: AlarmPolicy | None = None) -> list[Event]:
+        """From the next window on `head` says what is ordinary. Returns the events that it causes.
+
+        Give the policy that goes with its calibration, or the threshold may be out of reach. What was forgiven stays so. An
+        episode that lasts ends when its windows are ordinary for the new head.
+        """
+        events = self.drift.end(self._end_ns) if self.drift else []
+        self.head = head
+        if policy is not None:
+            self.alarm.set_policy(policy)
+        self._smoother.restart()
+        self.memory = Memory.from_arrays(self.memory.arrays(), head.reference, self._faults)
+        self._watch()
+        return events
+
+    def outputs(self, x: Float32) -> Outputs:
+        """What the model says of windows (B, C, N) that were kept; for `Memory.add`."""
+        return run_in_slices(self._backend, x)
 
     @property
     def policy(self) -> AlarmPolicy:
@@ -80,17 +125,54 @@ class Pipeline:
         events = [self._gap(gap) for gap in windows.gaps]
         if any(gap.reason == "backwards" for gap in windows.gaps):
             self.alarm.clock_set_back()
+            if self.drift is not None:
+                self.drift.clock_set_back()
         if not len(windows):
             none = np.empty(0, np.int64)
             shares = np.empty((0, len(self.channels)), np.float32)
             return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, np.empty(0, bool), tuple(events))
         outputs = self._stream.run(windows) if self._stream else run_in_slices(self._backend, windows.x)
-        score, seen = self._smoother.feed(windows.end_ns, self.head.scorer.score(outputs))
+        found = self.head.scorer.score(outputs)
+        alone = self.memory.adjust(outputs, found)
+        score, seen = self._smoother.feed(windows.end_ns, alone)
         p_value = self.head.calibrator.p_value(score)
         shares = self.head.explainer.shares(outputs)
-        alerts, active = self.alarm.update(windows.end_ns, score, p_value, shares)
+        thought = _Thought(windows, outputs, alone, found > alone, score, p_value, shares)
+        alerts, active = self._in_turn(thought)
+        self.evidence.update(windows.end_ns, windows.x, alone, p_value <= self.policy.p_value, active)
+        self._end_ns = int(windows.end_ns[-1])
         start_ns = windows.start_ns - (seen - 1) * self._hop_ns
         return Verdicts(start_ns, windows.end_ns, score, p_value, shares, active, (*events, *alerts))
+
+    def _in_turn(self, thought: "_Thought") -> tuple[list[Event], Bool]:
+        """Alarm, drift and settling take turns so often that their events come in one order, however samples are split."""
+        if self.drift is None or self.settling is None:
+            return self._alerts(thought)
+        events: list[Event] = []
+        active: list[Bool] = []
+        at = 0
+        while at < len(thought.windows):
+            part = thought.part(slice(at, at + min(self.drift.room, self.settling.room)))
+            alerts, now = self._alerts(part)
+            end_ns = part.windows.end_ns
+            events += alerts
+            events += self.settling.update(end_ns, part.outputs, part.alone, now, alerts)
+            events += self.drift.update(end_ns, part.outputs, part.alone, ~(now | part.forgiven))
+            active.append(now)
+            at += len(now)
+        return events, np.concatenate(active)
+
+    def _alerts(self, thought: "_Thought") -> tuple[list[Event], Bool]:
+        windows = thought.windows
+        alerts, active = self.alarm.update(windows.end_ns, thought.score, thought.p_value, thought.shares)
+        for i, event in enumerate(alerts):
+            if event.type == "anomaly_started":
+                at = int(np.flatnonzero(windows.end_ns == event.time_ns)[0])
+                shown = excerpt(
+                    windows.x[at], int(windows.start_ns[at]), self.windower.period_ns, self.channels, event.channels
+                )
+                alerts[i] = msgspec.structs.replace(event, excerpt=shown)
+        return alerts, active
 
     def _gap(self, gap: Gap) -> Event:
         if gap.end_ns is None or gap.reason != "missing":
@@ -103,4 +185,35 @@ class Pipeline:
             until_ns=gap.end_ns,
             model=self._model,
             reason=gap.reason,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Thought:
+    """What is known of some windows before the alarm hears of them."""
+
+    windows: Windows
+    outputs: Outputs
+    alone: Float32
+    """(B,) score of each window by itself."""
+    forgiven: Bool
+    """(B,) it would be higher, but somebody called it ordinary."""
+    score: Float32
+    p_value: Float64
+    shares: Float32
+
+    def part(self, index: slice) -> "_Thought":
+        if index.start == 0 and index.stop >= len(self.windows):
+            return self
+        windows = Windows(
+            self.windows.start_ns[index], self.windows.end_ns[index], self.windows.x[index], self.windows.fresh[index]
+        )
+        return _Thought(
+            windows,
+            self.outputs.part(index),
+            self.alone[index],
+            self.forgiven[index],
+            self.score[index],
+            self.p_value[index],
+            self.shares[index],
         )

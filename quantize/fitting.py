@@ -2,20 +2,23 @@
 on how many windows there are.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from edge.scoring.backends import Backend, run_in_slices
 from edge.scoring.ensemble import Ensemble, fit_members, log_scores
 from edge.scoring.explain import Explainer
-from edge.signal import Float32
+from edge.signal import Float32, Int64
 
 MOST_FITTED = 4096
 """Windows that scorer and explainer are fitted to, evenly among those there are. With more nothing is found that these do not
 show, and what a model gives of a window takes several times the memory of the window."""
 TOGETHER = 512
 """Windows that are scored together."""
+
+
+Windows = TypeVar("Windows", Float32, Int64)
 
 
 class Fitted(NamedTuple):
@@ -34,8 +37,8 @@ def fit_to(model: Backend, scorer: str, fit: Float32, calibration: Float32) -> F
     return Fitted(ensemble, ensemble.combined(logs), Explainer.fit(run_in_slices(model, thinned(calibration))))
 
 
-def thinned(windows: Float32) -> Float32:
-    """At most `MOST_FITTED` of them, evenly taken."""
+def thinned(windows: Windows) -> Windows:
+    """At most `MOST_FITTED` of them, or of what there is one of for each, evenly taken."""
     if len(windows) <= MOST_FITTED:
         return windows
     return windows[np.linspace(0, len(windows) - 1, MOST_FITTED).astype(np.int64)]

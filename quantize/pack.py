@@ -21,6 +21,7 @@ from edge.scoring.backends import OUTPUTS, RUNTIMES, installed, run_in_slices
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.inject import inject, usual_spread
+from edge.scoring.reference import Reference
 from edge.scoring.smoothing import Smoother, smoothed
 from edge.sensing.windows import MissingPolicy
 from edge.signal import Float32, Int64
@@ -82,6 +83,8 @@ def pack(
         scorer, held_back, explainer = fit_to(backend, about.scorer, fit, calibration)
         smoother = Smoother(about.smoothing, about.hop, fit.shape[2])
         calibrator = Calibrator.fit(smoothed(smoother, position, held_back))
+        some = run_in_slices(backend, thinned(calibration))
+        reference = Reference.fit(some, scorer.score(some), thinned(position), fit.shape[2])
     except ValueError as error:
         raise DataError(f"{out}: {error}; train again on more or other recordings") from None
     golden_x = _golden(calibration)
@@ -112,7 +115,7 @@ def pack(
     )
     members = {
         **models,
-        "head.npz": pack_head(Head(scorer, calibrator, explainer)),
+        "head.npz": pack_head(Head(scorer, calibrator, explainer, reference)),
         "golden.npz": pack_golden(golden),
         "README.md": _card(manifest).encode(),
         "bom.cdx.json": _bill_of_materials(manifest).encode(),

@@ -13,6 +13,7 @@ from edge.scoring.backends import OUTPUTS, OnnxBackend, run_in_slices
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.explain import Explainer
+from edge.scoring.reference import Reference
 from edge.sensing.windows import MissingPolicy
 
 CHANNELS = ("vibration", "current")
@@ -65,6 +66,8 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     held_back = outputs.part(slice(half, None))
     fitted = Ensemble.fit(scorer, outputs.part(slice(half)), held_back)
     calibrator = Calibrator.fit(fitted.score(held_back))
+    position = np.arange(half, windows) * length
+    reference = Reference.fit(held_back, fitted.score(held_back), position, length)
     golden = run_in_slices(backend, x[:4])
     manifest = Manifest(
         name="small",
@@ -84,7 +87,7 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     )
     return manifest, {
         "model.onnx": model,
-        "head.npz": pack_head(Head(fitted, calibrator, Explainer.fit(outputs))),
+        "head.npz": pack_head(Head(fitted, calibrator, Explainer.fit(outputs), reference)),
         "golden.npz": pack_golden(Golden(x[:4], golden, fitted.score(golden))),
         "README.md": b"# small\n",
         "bom.cdx.json": b"{}\n",

@@ -111,7 +111,7 @@ def fit(
         ) from None
     except ValueError as error:
         raise DataError(f"{where}: {error}; {longer}") from None
-    return Head(fitted.scorer, fitted.calibrator, fitted.explainer), fitted
+    return Head(fitted.scorer, fitted.calibrator, fitted.explainer, fitted.reference), fitted
 
 
 class Commissioning:

@@ -21,6 +21,7 @@ from edge.scoring.bulk import away, blocks
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble, features, fit_members, log_scores
 from edge.scoring.explain import Explainer
+from edge.scoring.reference import Reference
 from edge.scoring.smoothing import Smoother, smoothed
 from edge.signal import Int64
 
@@ -46,6 +47,7 @@ class Fitted:
     scorer: Ensemble
     calibrator: Calibrator
     explainer: Explainer
+    reference: Reference
     strange: int = 0
     """Windows that scorer and explainer were not fitted to, because they look unlike the rest,"""
     foreign: int = 0
@@ -77,6 +79,9 @@ def fit_head(
     crossed = np.concatenate(logs, axis=1)[:, known]  # (M, n)
     learned = outputs.part(np.flatnonzero(ordinary))
     ensemble = Ensemble.related(scorer, fit_members(scorer, learned), crossed)
-    scores = smoothed(smoother, position[known], ensemble.combined(crossed))
+    unsmoothed = ensemble.combined(crossed)
+    scores = smoothed(smoother, position[known], unsmoothed)
+    length = overlap * float(np.median(np.diff(position)))
+    reference = Reference.fit(outputs.part(np.flatnonzero(known)), unsmoothed, position[known], length)
     left_out = int((~ordinary).sum()), int((~known).sum())
-    return Fitted(ensemble, Calibrator.fit(scores), Explainer.fit(learned), *left_out)
+    return Fitted(ensemble, Calibrator.fit(scores), Explainer.fit(learned), reference, *left_out)

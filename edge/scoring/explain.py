@@ -1,9 +1,12 @@
-"""Which channels are to blame: whose shape, level or movement is out of the ordinary, in units of what is ordinary for it."""
+"""Which channels are to blame: whose shape, level or movement is out of the ordinary, in units of what is ordinary for it; and
+a glance at their signal."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 
+from edge.event import Excerpt, Share
 from edge.scoring.backends import Outputs
 from edge.signal import Float32
 
@@ -48,3 +51,34 @@ class Explainer:
 def _quantities(outputs: Outputs) -> Float32:
     """(B, 3, C)"""
     return np.stack([np.log(outputs.residual + 1e-6), outputs.level, 0.5 * outputs.spectrum[:, 0]], axis=1)
+
+
+MOST_CHANNELS, MOST_VALUES = 3, 64
+MOST_BYTES = 4096
+"""Of an event on the wire, excerpt included."""
+_BESIDE = 1200
+"""Bytes that everything else in an event takes at most, without the names of the channels."""
+_FEWEST_VALUES = 8
+
+
+def excerpt(x: Float32, start_ns: int, period_ns: float, channels: tuple[str, ...], blamed: Sequence[Share]) -> Excerpt | None:
+    """Of one window (C, N) that begins at `start_ns`: the channels that are `blamed` most, thinned.
+
+    None where the names of very many channels leave no room for it.
+    """
+    room = MOST_BYTES - _BESIDE - sum(len(share.channel.encode()) + 30 for share in blamed)
+    for count in range(min(MOST_CHANNELS, len(blamed)), 0, -1):
+        most = min(MOST_VALUES, room // count // 12)  # -1.2345e-05, and a comma
+        if most >= min(_FEWEST_VALUES, x.shape[1]):
+            each = -(-x.shape[1] // most)
+            shown = [share.channel for share in blamed[:count]]
+            values = {name: tuple(float(f"{v:.5g}") for v in thinned(x[channels.index(name)], each)) for name in shown}
+            return Excerpt(start_ns, round(each * period_ns), values)
+    return None
+
+
+def thinned(values: Float32, each: int) -> Float32:
+    """(N,) → (⌈N / each⌉,): of every `each` values the one that lies farthest from their mean, so that a spike stays."""
+    whole = len(values) // each * each
+    bins = [*values[:whole].reshape(-1, each), *([values[whole:]] if whole < len(values) else [])]
+    return np.array([one[np.abs(one - one.mean(dtype=np.float64)).argmax()] for one in bins], np.float32)

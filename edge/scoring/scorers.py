@@ -89,7 +89,7 @@ class NearestNeighbourScorer:
         y = _scaled(z, mean, scale)
         # Quadratic in n: what is far more than the memory holds is thinned evenly in time first.
         y = y[:: max(1, len(y) // (8 * cls.PROTOTYPES))]
-        return cls(mean, scale, y[_k_centre(y, cls.PROTOTYPES)])
+        return cls(mean, scale, y[k_centre(y, cls.PROTOTYPES)])
 
     def score(self, z: Float32) -> Float32:
         squares = _squares(_scaled(z, self._mean, self._scale), self._prototypes)
@@ -122,7 +122,7 @@ class KMeansScorer:
         _require(z)
         mean, scale = (a.astype(np.float32) for a in _standardiser(z))
         y = _scaled(_thinned(z, cls._MOST), mean, scale)
-        centres = y[_k_centre(y, cls.CENTRES)]
+        centres = y[k_centre(y, cls.CENTRES)]
         for _ in range(cls._ROUNDS):
             nearest = _squares(y, centres).argmin(axis=1)
             # A centre that lost all of its points stays where it is.
@@ -257,7 +257,7 @@ def _standardiser(z: Float32) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
     return z.mean(axis=0, dtype=np.float64), np.where(spread < 1e-6, 1.0, spread)
 
 
-def _k_centre(y: Float32, count: int) -> npt.NDArray[np.int64]:
+def k_centre(y: Float32, count: int) -> npt.NDArray[np.int64]:
     chosen = [0]
     nearest = ((y - y[0]) ** 2).sum(axis=1)
     while len(chosen) < min(count, len(y)):

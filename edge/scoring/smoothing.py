@@ -22,7 +22,12 @@ class Smoother:
         # Behind a gap a window has to fill up before there is a next one. Stamps jitter by less than that.
         self._apart = hop + window / 2
         self._sums: Float64
-        self._last: int | None = None
+        self._last: int | None
+        self.restart()
+
+    def restart(self) -> None:
+        """As if nothing had been seen yet: what follows are scores of another scorer."""
+        self._last = None
         self._restart()
 
     def feed(self, position: Int64, score: Float32) -> tuple[Float32, Int64]:

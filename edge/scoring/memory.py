@@ -1,0 +1,212 @@
+"""What a person called ordinary: windows like those of a forgiven episode score as ordinary ones do, at once and reversibly.
+
+A prototype is a window of that episode, as quantities of its channels (`edge.scoring.reference`) and its embedding. A window
+is like it when, in usual spreads,
+
+- every channel in which the prototype is out of the ordinary is near it there,
+- every other channel is ordinary, or near it too,
+- and so is the embedding.
+
+So a door that slams is forgiven, and what else happens while it slams is not. Near is as near as normal windows lie to the
+nearest of a few others, or as the episode's own windows lie to each other, but at most twice as far.
+
+Cases as plain as these, added and taken away one by one, are what case-based novelty detection calls prototypes (Salganicoff
+1993, "Density-adaptive learning and forgetting"). Nothing is fitted anew, so every other score, and its p-value, stays.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from edge.scoring.backends import Outputs
+from edge.scoring.reference import Reference, grouped, quantities
+from edge.scoring.scorers import k_centre
+from edge.signal import Bool, Float32
+
+MOST = 64
+MOST_EACH = 8
+"""Prototypes of one name: those that lie farthest apart stand for the others."""
+MOST_FORGIVEN = 0.01
+"""Share of the faults on trial that one name may cover. A person who forgives one thing is not to turn the detector off."""
+_WIDEST = 2.0
+"""Of what is near among normal windows. The windows of an episode may differ more; then they do not stand for each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prototypes:
+    """Of one name, as they were seen: another reference may measure them anew."""
+
+    quantities: Float32
+    """(P, R, C)"""
+    embedding: Float32
+    """(P, D)"""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+
+class Memory:
+    """Prototypes by name, the oldest first. Empty it costs nothing; full, one comparison a window while scores are ordinary."""
+
+    def __init__(self, reference: Reference | None, faults: Callable[[], Outputs] | None = None, *, most: int = MOST) -> None:
+        """`faults` gives outputs of windows with faults in them, on which what is to be forgiven is tried; it is called when
+        first needed. Without a reference nothing can be remembered."""
+        self._reference, self._faults, self._most = reference, faults, most
+        self._known: dict[str, _Prototypes] = {}
+        self._trial: Outputs | None = None
+        self._ready: _Ready | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Oldest first."""
+        return tuple(self._known)
+
+    def __len__(self) -> int:
+        """Prototypes, of all names."""
+        return sum(map(len, self._known.values()))
+
+    def add(self, name: str, outputs: Outputs) -> int:
+        """Remember windows of an episode under `name`, in place of what is there; returns how many prototypes came of it.
+
+        When there are more than `most` of them the oldest names go. Raises ValueError, with the reason, and changes nothing,
+        when the windows are like ordinary ones or so wide that faults would be forgiven too.
+        """
+        if self._reference is None:
+            raise ValueError("this model holds no reference of ordinary running; commission it, or quantize it again")
+        found = _Prototypes(quantities(outputs), outputs.embedding)
+        z, e = self._reference.standardised(found.quantities), self._reference.embedded(outputs)
+        strange = (grouped(z, e) > self._reference.limit).any(axis=1)
+        if not strange.any():
+            raise ValueError(
+                "these windows show nothing out of the ordinary in any channel by itself, so what is like them cannot be told "
+                "from faults; commission anew if this is how the machine runs"
+            )
+        index = np.flatnonzero(strange)
+        flat = np.concatenate([z[index].reshape(len(index), -1), e[index]], axis=1)
+        chosen = index[np.sort(k_centre(flat, min(MOST_EACH, self._most)))]
+        added = _Prototypes(found.quantities[chosen], found.embedding[chosen])
+        if (share := self._forgiven(added)) > MOST_FORGIVEN:
+            raise ValueError(
+                f"{share:.1%} of the faults on trial look like these, at most {MOST_FORGIVEN:.0%} may; allow more false "
+                "alarms, or commission anew if this is how the machine runs"
+            )
+        self._known.pop(name, None)
+        self._known[name] = added
+        while len(self) > self._most:
+            del self._known[next(iter(self._known))]
+        self._prepare()
+        return len(added)
+
+    def remove(self, name: str) -> bool:
+        """Forget it; whether there was anything to forget."""
+        there = self._known.pop(name, None) is not None
+        self._prepare()
+        return there
+
+    def adjust(self, outputs: Outputs, score: Float32) -> Float32:
+        """(B,) → (B,): 0, which is ordinary, for windows like a prototype; all others as they are."""
+        if self._ready is None or self._reference is None:
+            return score
+        asked = np.flatnonzero(score > self._reference.score[2])
+        if not len(asked):
+            return score
+        known = self._ready.like(self._reference, outputs if len(asked) == len(score) else outputs.part(asked))
+        if not known.any():
+            return score
+        found = score.copy()
+        found[asked[known]] = 0.0
+        return found
+
+    def arrays(self) -> dict[str, Float32]:
+        """Everything that is remembered, as plain arrays; their order does not matter."""
+        found = {}
+        for i, (name, one) in enumerate(self._known.items()):
+            found[f"{i:03}.quantities.{name}"], found[f"{i:03}.embedding.{name}"] = one.quantities, one.embedding
+        return found
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, Float32],
+        reference: Reference | None,
+        faults: Callable[[], Outputs] | None = None,
+        *,
+        most: int = MOST,
+    ) -> Self:
+        """Raises KeyError or ValueError for what is missing or does not fit: another encoder sees other things."""
+        memory = cls(reference, faults, most=most)
+        for key in sorted(arrays):
+            number, kind, name = key.split(".", 2)
+            if kind == "quantities":
+                one = _Prototypes(arrays[key], arrays[f"{number}.embedding.{name}"])
+                if reference is not None and (
+                    one.quantities.shape[1:] != reference.centre.shape
+                    or one.embedding.shape != (len(one.quantities), reference.embedding.shape[1])
+                ):
+                    raise ValueError(f"{name}: remembered of another model")
+                memory._known[name] = one
+        while len(memory) > most:
+            del memory._known[next(iter(memory._known))]
+        memory._prepare()
+        return memory
+
+    def _forgiven(self, added: _Prototypes) -> float:
+        """Share of the faults on trial, of those that are told from ordinary running by themselves."""
+        if self._faults is None or self._reference is None:
+            return 0.0
+        if self._trial is None:
+            self._trial = self._faults()
+        trial = self._trial
+        away = grouped(self._reference.standardised(quantities(trial)), self._reference.embedded(trial))
+        strange = np.flatnonzero((away > self._reference.limit).any(axis=1))
+        if not len(strange):
+            return 0.0
+        return float(_Ready.of(self._reference, [added]).like(self._reference, trial.part(strange)).mean())
+
+    def _prepare(self) -> None:
+        there = self._reference is not None and self._known
+        self._ready = _Ready.of(self._reference, list(self._known.values())) if there and self._reference else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """All prototypes, measured by one reference."""
+
+    z: Float32
+    """(P, R, C)"""
+    e: Float32
+    """(P, D)"""
+    near: Float32
+    """(P, G)"""
+    touched: Bool
+    """(P, G) in which it is out of the ordinary."""
+
+    @classmethod
+    def of(cls, reference: Reference, names: list[_Prototypes]) -> Self:
+        near = []
+        for one in names:
+            z, e = _measured(reference, one)
+            apart = grouped(z[:, None] - z[None], e[:, None] - e[None])  # (P, P, G)
+            apart[np.arange(len(one)), np.arange(len(one))] = np.inf
+            own = np.quantile(apart.min(axis=1), 0.9, axis=0) if len(one) > 1 else np.zeros(len(reference.near))
+            near.append(np.tile(np.clip(own, reference.near, _WIDEST * reference.near), (len(one), 1)))
+        z, e = (np.concatenate(parts) for parts in zip(*(_measured(reference, one) for one in names), strict=True))
+        return cls(z, e, np.concatenate(near).astype(np.float32), grouped(z, e) > reference.limit)
+
+    def like(self, reference: Reference, outputs: Outputs) -> Bool:
+        """(B,) whether each window is like one of them."""
+        z, e = reference.standardised(quantities(outputs)), reference.embedded(outputs)
+        ordinary = grouped(z, e) <= reference.limit  # (B, G)
+        found = np.zeros(len(z), bool)
+        for i in range(len(z)):  # window by window, or a burst would take as much memory as prototypes times windows
+            close = grouped(self.z - z[i], self.e - e[i]) <= self.near  # (P, G)
+            found[i] = (close | (ordinary[i] & ~self.touched)).all(axis=1).any()
+        return found
+
+
+def _measured(reference: Reference, one: _Prototypes) -> tuple[Float32, Float32]:
+    nothing = np.empty((len(one), 0), np.float32)
+    outputs = Outputs(one.embedding, nothing, nothing, nothing, nothing, nothing)
+    return reference.standardised(one.quantities), reference.embedded(outputs)
