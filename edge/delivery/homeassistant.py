@@ -210,7 +210,7 @@ def _of_stream(config: DeviceConfig, stream: str, judged_every_s: float) -> dict
         found["maintenance"] = {
             "platform": "switch",
             "state_topic": state,
-            "value_template": "{{ 'ON' if value_json.maintenance else 'OFF' }}",
+            "value_template": "{{ 'ON' if value_json.maintenance | default(false) else 'OFF' }}",
             "state_on": "ON",
             "state_off": "OFF",
             "command_topic": topics.request(node, "maintenance"),
