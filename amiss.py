@@ -487,17 +487,45 @@ def run(
     ] = False,
 ) -> None:
     """The agent: read the sensors, score, and send alerts over MQTT, until it is stopped."""
-    import signal
-
     from edge import config as configs
-    from edge.agent import Agent, Replay
+    from edge.agent import Replay, run_until_told
 
     _log_to_stderr()
     pace = (0.0 if once else 1.0) if speed is None else speed
-    agent = Agent(configs.load(config), replay=Replay(tuple(replay), pace or None) if replay else None, once=once)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
-    agent.run()
+    run_until_told(lambda: configs.load(config), Replay(tuple(replay), pace or None) if replay else None, once=once)
+
+
+@app.command()
+def ask(
+    verb: Annotated[str, typer.Argument(help="ping, config, maintenance, feedback, commission, snapshot.", show_default=False)],
+    fields: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stream=pump minutes=60 …", show_default=False)
+    ] = None,
+    config: ConfigFile = Path("/etc/amiss/device.toml"),
+) -> None:
+    """Ask the agent that runs on this device for something: the same requests as over MQTT, without a broker.
+
+    amiss ask maintenance minutes=60 · amiss ask commission stream=pump minutes=60 · amiss ask feedback stream=pump
+    verdict=false_alarm · amiss ask config 'set={"alarm.p_value": 0.0005}'
+    """
+    from edge import config as configs
+    from edge.errors import UsageError
+    from edge.operating.control import ask as put
+    from edge.operating.requests import RefusedError
+
+    body: dict[str, Any] = {}
+    for pair in fields or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"{pair}: expected KEY=VALUE, as in minutes=60")
+        try:
+            body[key] = json.loads(value)
+        except ValueError:
+            body[key] = value
+    answer = put(configs.load(config).state_path(), verb, json.dumps(body).encode())
+    if answer.status == "error":
+        raise RefusedError(answer.error)
+    print(json.dumps(answer.data, indent=2))
 
 
 @app.command()

@@ -1,44 +1,73 @@
 """The agent: run for ever.
 
-    one thread per stream                                         one thread
-    Source ─▶ Pipeline ─▶ Outbox (on disk) ── ─ ─ ─ ─ ─ ─ ─ ─ ─▶ Delivery ─▶ broker
-       ▲          └────── latest state (in memory) ─ ─ ─ ─ ─ ─ ─▶    │
-       └─ reopened with back-off                                     └─ reconnects with back-off
+    a thread per stream                                            one thread
+    Source ─▶ Pipeline ─▶ Outbox (on disk) ── ─ ─ ─ ─ ─ ─ ─ ─ ─ ─▶ Delivery ─▶ broker
+       ▲   `Stream`  └─── latest state (in memory) ─ ─ ─ ─ ─ ─ ─ ─▶   │
+       │      ▲                                                       │ request/<verb>
+       │      └── between two chunks ── main thread ◀── Requests ◀────┘
+       └─ reopened with back-off            ▲
+                                            └── the device's page, `amiss ask`
 
-The stream's thread does everything between a byte and a durable event, so nothing is queued in memory on the way. A sensor
+A stream's thread does everything between a byte and a durable event, so nothing is queued in memory on the way. A sensor
 or a broker that is away is ordinary and only waited for; any other error ends the process, and the service manager starts
-it again. The main thread publishes health and looks after the others.
+it again. The main thread answers requests one at a time, publishes health and looks after the others.
 """
 
 import logging
 import os
+import queue
 import secrets
+import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from edge import config as configs
 from edge.bundle import AGENT_VERSION, Bundle
-from edge.config import DeviceConfig
+from edge.config import AlarmConfig, DeviceConfig
 from edge.delivery import Delivery, topics
+from edge.delivery.homeassistant import HomeAssistant, stale_topic
 from edge.delivery.mqtt import MqttSink
-from edge.delivery.outbox import Kind, Outbox
-from edge.delivery.topics import ChannelInfo, ClockHealth, HealthPayload, InfoPayload, ModelInfo, StatePayload, StreamHealth
-from edge.errors import SourceLostError, UndeliveredError
-from edge.event import Event
+from edge.delivery.outbox import Outbox
+from edge.delivery.topics import (
+    ChannelInfo,
+    ClockHealth,
+    EventPayload,
+    HealthPayload,
+    InfoPayload,
+    ModelInfo,
+    Response,
+    StatePayload,
+)
+from edge.errors import AmissError, UndeliveredError
+from edge.files import at_once
+from edge.operating import requests as asked
+from edge.operating import settings as kept
 from edge.operating import system
-from edge.pipeline import Pipeline, Verdicts
-from edge.sensing.sources import PortSource, ReplaySource, Source, collect_s, port_source
+from edge.operating.clock import HostClock
+from edge.operating.control import Control
+from edge.operating.requests import RefusedError, Requests
+from edge.operating.settings import Learning, Settings
+from edge.operating.stream import Stream
+from edge.operating.view import History, Situation
+from edge.operating.web import Page
+from edge.sensing.sources import ReplaySource, Source, collect_s, port_source
 
 log = logging.getLogger("amiss")
 
-REOPEN_S = (0.5, 5.0)
-"""First and longest pause before a lost sensor is opened again."""
 FLUSH_S = 10.0
 """How long a stop waits for the broker. What is not delivered by then waits in the outbox for the next start."""
+MOST_JOBS = 32
+"""Requests that wait to be answered; more are refused at once."""
+EPISODES = 100
+"""That the page is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,26 +79,11 @@ class Replay:
     """Times real time; None: as fast as they can be read."""
 
 
-@dataclass(slots=True)
-class Stream:
-    """One sensor and what is known of it. Written by its own thread only."""
-
-    name: str
-    source: Source
-    pipeline: Pipeline
-    online: bool = False
-    samples: int = 0
-    windows: int = 0
-    events: int = 0
-    reopened: int = 0
-    state_sent_s: float = -1e9
-
-
 class Agent:
     """Everything one device does. `run` returns when `stop` is called, or, with `once`, when there is nothing more to do.
 
     Everything that can be wrong with configuration and model is said when it is built, before a port or a connection is
-    opened. `monotonic` gives seconds, `wall` epoch nanoseconds.
+    opened. `monotonic` gives seconds, `wall` epoch nanoseconds. It is a `edge.operating.view.View`.
     """
 
     def __init__(
@@ -79,24 +93,65 @@ class Agent:
         replay: Replay | None = None,
         once: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
-        wall: Callable[[], int] = time.time_ns,
+        clock: HostClock | None = None,
     ) -> None:
         self.config, self._replay, self._once = config, replay, once
-        self._monotonic, self._wall = monotonic, wall
+        self._monotonic, self._clock = monotonic, clock or HostClock()
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         self._boot = secrets.token_hex(4)
         self._load = system.Load(monotonic)
+        self._cpu: float | None = None
         self._started_s = monotonic()
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # reentrant, so a signal may put
+        self._place = config.state_path()
+        self._home_memory = self._place / "homeassistant.json"
 
         self.bundle = Bundle.open(Path(config.bundle))
         proof = self.bundle.self_test()
         log.info("model %s verified: golden scores within %.1g", self.bundle.digest[:16], proof.worst)
-        self.streams = [Stream(name, self._source(name), self.bundle.pipeline(config.alarm)) for name in config.streams]
-        self.outbox = Outbox(
-            config.state_path() / "outbox.db", device=config.node, boot=self._boot, max_bytes=config.outbox_max_bytes
-        )
+        self.settings = kept.load(self._place)
+        alarm = self._alarm(self.settings)
+        sources = {name: self._source(name) for name in config.streams}
+        self.bundle.policy(alarm, self.bundle.head)
+        self.outbox = Outbox(self._place / "outbox.db", device=config.node, boot=self._boot, max_bytes=config.outbox_max_bytes)
         self.delivery = Delivery(MqttSink(config.mqtt, config.node), self.outbox)
+        self.streams = {
+            name: Stream(
+                name,
+                source,
+                self.bundle,
+                config,
+                alarm,
+                outbox=self.outbox,
+                delivery=self.delivery,
+                clock=self._clock,
+                boot=self._boot,
+                later=self.later,
+                replayed=replay is not None,
+                once=once,
+                monotonic=monotonic,
+            )
+            for name, source in sources.items()
+        }
+        self._requests = Requests(
+            config.requests,
+            {
+                "ping": self._ping,
+                "config": self._config,
+                "maintenance": self._maintenance,
+                "feedback": self._feedback,
+                "commission": self._commission,
+                "snapshot": self._snapshot,
+            },
+        )
+        self._control = Control(self._place, partial(self._wait_for_answer, local=True))
+        self._page = None if config.web is None else Page(config.web, self)
+        self._home = self._home_assistant()
+
+    @property
+    def node(self) -> str:
+        return self.config.node
 
     def run(self) -> None:
         """Raises what a thread died of, and with `once` `UndeliveredError` when the broker did not take everything.
@@ -105,25 +160,37 @@ class Agent:
         """
         threads = [
             threading.Thread(target=self._guard, args=(stream,), name=f"stream-{stream.name}", daemon=True)
-            for stream in self.streams
+            for stream in self.streams.values()
         ]
-        self.delivery.set_info(self._info())
+        self._resume()
+        self.delivery.set_info(self.info())
+        self.delivery.subscribe(topics.requests(self.node), self._heard)
         self.delivery.start()
+        self._control.start()
+        if self._page is not None:
+            self._page.start()
+            log.info("page at %s", self._page.url)
         try:
             for thread in threads:
                 thread.start()
             health_due_s = self._monotonic()
-            while not self._stopping.wait(0.2 if self._once else 1.0) and any(thread.is_alive() for thread in threads):
+            while not self._stopping.is_set() and any(thread.is_alive() for thread in threads):
+                self._work(0.2 if self._once else 1.0)
                 self.delivery.check()
+                self._greet_home_assistant()
                 if self._monotonic() >= health_due_s:
-                    self.delivery.set_health(self._health())
+                    self._cpu = self._load.cpu()
+                    self.delivery.set_health(self.health())
                     health_due_s = self._monotonic() + self.config.mqtt.health_every_s
         finally:
-            self._stopping.set()
+            self.stop()
+            self._control.close()
+            if self._page is not None:
+                self._page.close()
             for thread in threads:
                 thread.join(FLUSH_S)
-            for stream in self.streams:
-                self.delivery.set_availability(stream.name, False)
+            for name in self.streams:
+                self.delivery.set_availability(name, False)
             self.delivery.stop(FLUSH_S)
             self.outbox.close()
         if self._failure is not None:
@@ -134,87 +201,241 @@ class Agent:
                 "delivered at the next start"
             )
 
+    @staticmethod
+    def examine(config: DeviceConfig) -> None:
+        """Would an agent start with it? Opens the model and nothing else; raises what is wrong."""
+        bundle = Bundle.open(Path(config.bundle))
+        bundle.self_test()
+        bundle.policy(configs.changed_alarm(config.alarm, kept.load(config.state_path()).alarm), bundle.head)
+
     def stop(self) -> None:
         """Ask `run` to end; safe from a signal handler."""
         self._stopping.set()
-
-    # A stream's thread.
+        for stream in self.streams.values():
+            stream.stop()
 
     def _guard(self, stream: Stream) -> None:
         """A thread must not die unseen: whatever ends it ends the process."""
         try:
-            self._follow(stream)
+            stream.run()
         except BaseException as error:
             self._failure = error
             self._stopping.set()
 
-    def _follow(self, stream: Stream) -> None:
-        pause_s, told = REOPEN_S[0], ""
-        while not self._stopping.is_set():
-            try:
-                with closing(stream.source) as source:
-                    for samples in source.samples():
-                        if self._stopping.is_set():
-                            return
-                        if not len(samples):
-                            continue
-                        pause_s, told = REOPEN_S[0], ""
-                        self._set_online(stream, True)
-                        stream.samples += len(samples)
-                        self._tell(stream, stream.pipeline.judge(samples))
-                        if self._once and self._replay is None and stream.windows:
-                            return
-                if self._once:
-                    return  # a recording is over
-            except SourceLostError as error:
-                self._set_online(stream, False)
-                if str(error) != told:  # once per cause, not once per attempt
-                    log.warning("%s: %s", stream.name, error)
-                    told = str(error)
-                stream.reopened += 1
-                self._stopping.wait(pause_s)
-                pause_s = min(2 * pause_s, REOPEN_S[1])
+    def _work(self, seconds: float) -> None:
+        """Do what others have asked the main thread for; return when that is done, or after `seconds` without anything."""
+        try:
+            job = self._jobs.get(timeout=seconds)
+            while True:
+                job()
+                job = self._jobs.get_nowait()
+        except queue.Empty:
+            pass
 
-    def _tell(self, stream: Stream, verdicts: Verdicts) -> None:
-        for event in verdicts.events:
-            self._put(stream, event)
-        if not len(verdicts):
-            return
-        stream.windows += len(verdicts)
+    def _resume(self) -> None:
+        """What was going on when the agent ended."""
+        now_ns = self._clock.now_ns()
+        for name, stream in self.streams.items():
+            stream.end_orphans()
+            if (until_ns := self.settings.maintenance.get(name, 0)) > now_ns:
+                stream.maintain((until_ns - now_ns) / 1e9)
+            if (learning := self.settings.commission.get(name)) is not None:
+                log.info("%s: commissioning was interrupted; it begins anew", name)
+                stream.commission(learning.minutes, trusted=learning.trusted, done=partial(self._commissioned, name, None))
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Have it done by the main thread; safe from a signal handler."""
+        self._jobs.put(job)
+
+    # Home Assistant.
+
+    def _home_assistant(self) -> HomeAssistant | None:
+        memory = self._home_memory.read_bytes() if self._home_memory.exists() else b""
+        if (stale := stale_topic(self.config, memory)) is not None:
+            self.delivery.forget_retained(stale)
+        if self.config.homeassistant is None:
+            self._home_memory.unlink(missing_ok=True)
+            return None
+        judged_every_s = self.bundle.manifest.hop / self.bundle.manifest.rate_hz
+        home = HomeAssistant(self.config, judged_every_s=max(judged_every_s, self.config.mqtt.state_every_s), memory=memory)
+        self.delivery.subscribe(home.status_topic, lambda topic, payload: home.heard(topic, payload, self._monotonic()))
+        return home
+
+    def _greet_home_assistant(self) -> None:
         now_s = self._monotonic()
-        if now_s - stream.state_sent_s >= self.config.mqtt.state_every_s:
-            stream.state_sent_s = now_s
-            self.delivery.set_state(stream.name, self._state(stream, verdicts))
+        if self._home is None or not self._home.due(now_s):
+            return
+        topic, payload = self._home.announcement(self.info(), now_s)
+        memory = self._home.memory()
+        if not self._home_memory.exists() or self._home_memory.read_bytes() != memory:
+            with at_once(self._home_memory) as draft:
+                draft.write_bytes(memory)
+        self.delivery.publish_retained(topic, payload)
 
-    def _put(self, stream: Stream, event: Event) -> None:
-        stream.events += 1
-        offset_ns = stream.source.epoch_offset_ns()
+    # Requests. The actions run in the main thread.
 
-        def build(record: str) -> bytes:
-            return topics.encode(
-                topics.event_payload(
-                    event,
-                    stream=stream.name,
-                    episode_id=f"{self.config.node}-{self._boot}-{stream.name}-{event.episode}",
-                    record=record,
-                    offset_ns=offset_ns,
-                    historical=self._replay is not None,
-                )
-            )
+    def request(self, verb: str, body: Mapping[str, Any]) -> Response:
+        return self._wait_for_answer(verb, msgspec.json.encode(body), local=True)
 
-        kind: Kind = "alert" if event.type.startswith("anomaly") else "telemetry"
-        self.outbox.put(kind, topics.event(self.config.node, stream.name), build)
-        self.delivery.wake()
-        blame = ", ".join(f"{share.channel} {share.share:.0%}" for share in event.channels[:3]) or event.reason
-        log.info("%s: %s since %s: %s", stream.name, event.type, topics.rfc3339(event.since_ns + offset_ns), blame)
+    def _heard(self, topic: str, payload: bytes) -> None:
+        """In the delivery thread, which has other things to do."""
+        verb = topics.verb_of(self.node, topic)
+        if verb is None:
+            return
+        if self._jobs.qsize() >= MOST_JOBS:
+            self._respond(verb, Response(status="error", error="too many requests at once; ask again later"))
+        else:
+            self._jobs.put(lambda: self._respond(verb, self._requests.answer(verb, payload)))
 
-    def _set_online(self, stream: Stream, online: bool) -> None:
-        if online != stream.online:
-            stream.online = online
-            log.info("%s: %s", stream.name, "online" if online else "offline")
-            self.delivery.set_availability(stream.name, online)
+    def _respond(self, verb: str, response: Response) -> None:
+        # What is not a verb makes no topic of its own.
+        known = verb if verb in asked.BODIES else "error"
+        self.delivery.respond(topics.response(self.node, known), topics.encode(response))
+
+    def _wait_for_answer(self, verb: str, payload: bytes, *, local: bool) -> Response:
+        """From any thread but the main one."""
+        if self._jobs.qsize() >= MOST_JOBS:
+            return Response(status="error", error="too many requests at once; ask again later")
+        answer: Future[Response] = Future()
+        self._jobs.put(lambda: answer.set_result(self._requests.answer(verb, payload, local=local)))
+        try:
+            return answer.result(2 * FLUSH_S)
+        except TimeoutError:
+            return Response(status="error", error="the agent is busy or about to end; ask again later")
+
+    def _ping(self, body: asked.Ping) -> dict[str, Any]:
+        now_ns = self._clock.now_ns()
+        return {"node": self.node, "time": topics.rfc3339(now_ns), "time_ns": now_ns, "version": _version()}
+
+    def _config(self, body: asked.Config) -> dict[str, Any]:
+        if body.set is not None:
+            changes = kept.alarm_keys(body.set)
+            alarm = {key: value for key, value in (self.settings.alarm | changes).items() if value is not None}
+            settings = msgspec.structs.replace(self.settings, alarm=alarm)
+            config = self._alarm(settings)
+            for stream in self.streams.values():  # all of them could, or none does
+                self.bundle.policy(config, stream.pipeline.head)
+            self._keep(settings)
+            for stream in self.streams.values():
+                stream.ask(partial(stream.use, config))
+            self._tell_info()
+        return self._effective()
+
+    def _maintenance(self, body: asked.Maintenance) -> dict[str, Any]:
+        if (body.minutes is None) == (not body.off):
+            raise RefusedError('say either "minutes" or "off": true')
+        streams = self._chosen(body.stream)
+        seconds = None if body.minutes is None else 60 * body.minutes
+        until_ns = 0 if seconds is None else self._clock.now_ns() + round(seconds * 1e9)
+        times = {**self.settings.maintenance, **{stream.name: until_ns for stream in streams}}
+        self._keep(msgspec.structs.replace(self.settings, maintenance={name: t for name, t in times.items() if t}))
+        for stream in streams:
+            stream.ask(partial(stream.maintain, seconds))
+        return {"streams": [stream.name for stream in streams], "until": topics.rfc3339(until_ns) if until_ns else None}
+
+    def _feedback(self, body: asked.Feedback) -> dict[str, Any]:
+        if (body.id is None) == (body.stream is None):
+            raise RefusedError('say either the "id" of an episode, or the "stream" whose newest one is meant')
+        if body.stream is not None:
+            (stream,) = self._chosen(body.stream)
+        else:
+            stream = self._stream_with(body.id or "")
+        return stream.ask(lambda: stream.feedback(body.id, body.verdict))
+
+    def _commission(self, body: asked.Commission) -> dict[str, Any]:
+        if (body.minutes is not None) + body.cancel + body.rollback != 1:
+            raise RefusedError('say one of "minutes", "cancel": true and "rollback": true')
+        (stream,) = self._chosen(body.stream)
+        if body.minutes is None:
+            answer = stream.ask(stream.cancel if body.cancel else stream.roll_back)
+            self._forget_learning(stream.name)
+            return answer
+        begin = partial(
+            stream.commission,
+            body.minutes,
+            trusted=body.trusted,
+            done=partial(self._commissioned, stream.name, body.transaction),
+        )
+        answer = stream.ask(begin)
+        learning = self.settings.commission | {stream.name: Learning(minutes=body.minutes, trusted=body.trusted)}
+        self._keep(msgspec.structs.replace(self.settings, commission=learning))
+        return answer
+
+    def _commissioned(self, name: str, transaction: str | int | None, outcome: str, trouble: str) -> None:
+        """It is over; whoever asked is told, by a second answer to the same transaction."""
+        self._forget_learning(name)
+        self._tell_info()
+        if trouble:
+            log.warning("%s: not commissioned: %s", name, trouble)
+            response = Response(status="error", error=trouble, transaction=transaction)
+        else:
+            data = {"stream": name, "state": "done", "outcome": outcome}
+            response = Response(status="ok", data=data, transaction=transaction)
+        self._respond("commission", response)
+
+    def _forget_learning(self, name: str) -> None:
+        if name in self.settings.commission:
+            left = {key: value for key, value in self.settings.commission.items() if key != name}
+            self._keep(msgspec.structs.replace(self.settings, commission=left))
+
+    def _snapshot(self, body: asked.Snapshot) -> dict[str, Any]:
+        (stream,) = self._chosen(body.stream)
+        return stream.snapshot(body.seconds)
+
+    def _chosen(self, name: str | None) -> list[Stream]:
+        if name is None:
+            return list(self.streams.values())
+        if name not in self.streams:
+            raise RefusedError(f"no stream `{name}`; there are: {', '.join(self.streams)}")
+        return [self.streams[name]]
+
+    def _stream_with(self, episode_id: str) -> Stream:
+        for stream in self.streams.values():
+            if stream.knows(episode_id):
+                return stream
+        raise RefusedError(f"no episode `{episode_id[:128]}`; the last {EPISODES} of each stream are known")
+
+    # Settings.
+
+    def _keep(self, settings: Settings) -> None:
+        kept.save(self._place, settings)
+        self.settings = settings
+
+    def _alarm(self, settings: Settings) -> AlarmConfig:
+        """`[alarm]` as it is in the file, and what was set since. Raises `ConfigError`."""
+        if not settings.alarm:
+            return self.config.alarm
+        log.info("set over MQTT or on the page, instead of what device.toml says: alarm.%s", settings.alarm)
+        return configs.changed_alarm(self.config.alarm, settings.alarm)
+
+    def _tell_info(self) -> None:
+        self.delivery.set_info(self.info())
+        if self._home is not None:
+            self._home.changed(self._monotonic())
+
+    def _effective(self) -> dict[str, Any]:
+        data = configs.redacted(self.config)
+        data["alarm"] = msgspec.to_builtins(self._alarm(self.settings))
+        return data
 
     # What is told.
+
+    def states(self) -> dict[str, StatePayload]:
+        found = {name: stream.state() for name, stream in self.streams.items()}
+        return {name: state for name, state in found.items() if state is not None}
+
+    def situations(self) -> dict[str, Situation]:
+        return {name: stream.situation() for name, stream in self.streams.items()}
+
+    def verdicts(self) -> dict[str, str]:
+        return {key: verdict for stream in self.streams.values() for key, verdict in stream.verdicts().items()}
+
+    def history(self, stream: str) -> History | None:
+        return self.streams[stream].history() if stream in self.streams else None
+
+    def episodes(self) -> list[EventPayload]:
+        events = [event for stream in self.streams.values() for event in stream.told()]
+        return sorted(events, key=lambda event: event.time_ns, reverse=True)[:EPISODES]
 
     def _source(self, name: str) -> Source:
         config, rate_hz = self.config.streams[name], self.bundle.manifest.rate_hz
@@ -222,62 +443,80 @@ class Agent:
             return ReplaySource(self._replay.paths, self.bundle.channels, self._replay.speed, rate_hz=rate_hz)
         return port_source(config, self.bundle.channels, rate_hz, collect_s=collect_s(self.bundle.manifest.hop / rate_hz))
 
-    def _state(self, stream: Stream, verdicts: Verdicts) -> StatePayload:
-        offset_ns = stream.source.epoch_offset_ns()
-        alarm, shares = stream.pipeline.alarm, verdicts.shares[-1]
-        time_ns, synced = int(verdicts.end_ns[-1]) + offset_ns, system.clock_synced()
-        order = (-shares).argsort(kind="stable")[:3]
-        return StatePayload(
-            time=topics.rfc3339(time_ns),
-            time_ns=time_ns,
-            anomaly=alarm.active,
-            score=min(float(verdicts.score[-1]), 3e38),  # JSON knows no infinity
-            p_value=float(verdicts.p_value[-1]),
-            threshold=stream.pipeline.policy.p_value,
-            model=self.bundle.digest,
-            time_quality=None if synced is None else "synced" if synced else "unsynced",
-            since=None if alarm.since_ns is None else topics.rfc3339(alarm.since_ns + offset_ns),
-            top_channels=tuple(stream.pipeline.channels[i] for i in order),
-        )
-
-    def _health(self) -> HealthPayload:
-        time_ns, synced = self._wall(), system.clock_synced()
+    def health(self) -> HealthPayload:
+        time_ns, synced = self._clock.now_ns(), self._clock.synced()
         return HealthPayload(
             time=topics.rfc3339(time_ns),
             time_ns=time_ns,
             uptime_s=round(self._monotonic() - self._started_s, 1),
             mqtt=self.delivery.health(),
-            streams={stream.name: self._stream_health(stream) for stream in self.streams},
-            clock=None if synced is None else ClockHealth(synced=synced),
-            cpu=self._load.cpu(),
+            streams={name: stream.health() for name, stream in self.streams.items()},
+            clock=None
+            if synced is None
+            else ClockHealth(synced=synced, boot=self._clock.boot, offset_ns=self._clock.offset_ns()),
+            cpu=self._cpu,
             rss=system.resident_bytes(),
             temperature=system.temperature_c(),
             disk_written_bytes=system.disk_written_bytes(),
         )
 
-    def _stream_health(self, stream: Stream) -> StreamHealth:
-        windower = stream.pipeline.windower
-        return StreamHealth(
-            online=stream.online,
-            samples=stream.samples,
-            windows=stream.windows,
-            events=stream.events,
-            filled=windower.filled,
-            lost=windower.lost,
-            reopened=stream.reopened,
-            rejected=stream.source.corrupt if isinstance(stream.source, PortSource) else 0,
-        )
-
-    def _info(self) -> InfoPayload:
+    def info(self) -> InfoPayload:
         manifest = self.bundle.manifest
         return InfoPayload(
-            node=self.config.node,
-            versions={"amiss": ".".join(map(str, AGENT_VERSION))} | system.versions() | self.bundle.backend.versions(),
+            node=self.node,
+            versions={"amiss": _version()} | system.versions() | self.bundle.backend.versions(),
             model=ModelInfo(digest=self.bundle.digest, name=manifest.name, version=manifest.version),
             channels=tuple(ChannelInfo(name=channel.name, unit=channel.unit) for channel in manifest.channels),
-            config=configs.redacted(self.config),
+            config=self._effective(),
             backend=self.bundle.backend.name,
             machine=os.uname().machine,
             board=system.board(),
             config_schema=configs.schema(),
         )
+
+
+def _version() -> str:
+    return ".".join(map(str, AGENT_VERSION))
+
+
+def run_until_told(load: Callable[[], DeviceConfig], replay: Replay | None = None, *, once: bool = False) -> None:
+    """Run an agent until SIGTERM or SIGINT. SIGHUP reads the configuration again: one that an agent can start with takes the
+    place of the present one at once, one that is wrong is told and changes nothing.
+
+    Raises what `load` and `Agent` do. Only for the main thread of a process.
+    """
+    running: list[Agent] = []
+    ended = reload = False
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True
+        for agent in running:
+            agent.stop()
+
+    def look_again(*_: object) -> None:
+        for agent in running:
+            agent.later(consider)
+
+    def consider() -> None:
+        nonlocal reload
+        try:
+            Agent.examine(load())
+        except AmissError as error:
+            log.error("not reloaded, the agent goes on as before: %s", error)
+        else:
+            reload = True
+            running[0].stop()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGHUP, look_again)
+    while True:
+        running[:] = [Agent(load(), replay=replay, once=once)]
+        if ended:
+            return
+        running[0].run()
+        if ended or not reload:
+            return
+        reload = False
+        log.info("configuration read again")

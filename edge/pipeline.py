@@ -77,6 +77,8 @@ class Pipeline:
         self.alarm = Alarm(policy, channels, self._hop_ns, model)
         self._gap_episode = 0
         self._settle_s, self._faults = settle_s, faults
+        self.tap: Callable[[Windows, Outputs], None] | None = None
+        """Gets every window and what the model says of it; for commissioning."""
         self._end_ns = 0
         self.memory = Memory(head.reference, faults)
         self.evidence = Evidence()
@@ -132,6 +134,8 @@ class Pipeline:
             shares = np.empty((0, len(self.channels)), np.float32)
             return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, np.empty(0, bool), tuple(events))
         outputs = self._stream.run(windows) if self._stream else run_in_slices(self._backend, windows.x)
+        if self.tap is not None:
+            self.tap(windows, outputs)
         found = self.head.scorer.score(outputs)
         alone = self.memory.adjust(outputs, found)
         score, seen = self._smoother.feed(windows.end_ns, alone)

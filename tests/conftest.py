@@ -2,11 +2,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from mosquitto import Mosquitto
 
 # Before torch is loaded: with more threads than idle processors, small models take ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("amiss", deadline=None)
+hypothesis.settings.load_profile("amiss")
 
 
 @pytest.fixture

@@ -135,22 +135,29 @@ class Memory:
         *,
         most: int = MOST,
     ) -> Self:
-        """Raises KeyError or ValueError for what is missing or does not fit: another encoder sees other things."""
+        """See `load`."""
         memory = cls(reference, faults, most=most)
+        memory.load(arrays)
+        return memory
+
+    def load(self, arrays: Mapping[str, Float32]) -> None:
+        """Remember this and nothing else. Raises KeyError or ValueError, and changes nothing, for what is missing or does not
+        fit: another encoder sees other things."""
+        known: dict[str, _Prototypes] = {}
         for key in sorted(arrays):
             number, kind, name = key.split(".", 2)
             if kind == "quantities":
                 one = _Prototypes(arrays[key], arrays[f"{number}.embedding.{name}"])
-                if reference is not None and (
-                    one.quantities.shape[1:] != reference.centre.shape
-                    or one.embedding.shape != (len(one.quantities), reference.embedding.shape[1])
+                if self._reference is not None and (
+                    one.quantities.shape[1:] != self._reference.centre.shape
+                    or one.embedding.shape != (len(one.quantities), self._reference.embedding.shape[1])
                 ):
                     raise ValueError(f"{name}: remembered of another model")
-                memory._known[name] = one
-        while len(memory) > most:
-            del memory._known[next(iter(memory._known))]
-        memory._prepare()
-        return memory
+                known[name] = one
+        self._known = known
+        while len(self) > self._most:
+            del self._known[next(iter(self._known))]
+        self._prepare()
 
     def _forgiven(self, added: _Prototypes) -> float:
         """Share of the faults on trial, of those that are told from ordinary running by themselves."""

@@ -1,0 +1,582 @@
+"""One sensor, from its bytes to events on disk, and what may be asked of it while it runs.
+
+    Source ─▶ Pipeline ─▶ events ─▶ Outbox          `run`, in a thread of its own
+                │  ▲
+                │  └── head, memory, alarm policy, maintenance   changed by `ask`, between two chunks
+                ▼
+       history, episodes, commissioning
+
+Everything here belongs to the stream's thread, but for `ask`, `stop` and what takes the lock. Whoever wants something changed
+hands over a function; it runs between two chunks, so no sample ever meets half a change.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+from msgspec import structs
+
+from edge.bundle import Bundle, pack_arrays, unpack_arrays
+from edge.config import AlarmConfig, DeviceConfig
+from edge.delivery import Delivery, topics
+from edge.delivery.outbox import Kind, Outbox
+from edge.delivery.topics import EventPayload, StatePayload, StreamHealth
+from edge.errors import AmissError, CannotCreateError, DataError, SourceLostError
+from edge.event import Event
+from edge.files import at_once
+from edge.head import Head
+from edge.operating.clock import HostClock
+from edge.operating.commission import Commissioning
+from edge.operating.episodes import Episodes
+from edge.operating.heads import Heads
+from edge.operating.requests import RefusedError
+from edge.operating.view import History, Learning, Situation
+from edge.pipeline import Verdicts
+from edge.scoring.backends import Outputs
+from edge.sensing.sources import PortSource, Source
+from edge.signal import Float32, Samples, Windows
+
+log = logging.getLogger("amiss")
+
+T = TypeVar("T")
+
+REOPEN_S = (0.5, 5.0)
+"""First and longest pause before a lost sensor is opened again."""
+ANSWER_S = 10.0
+"""How long somebody waits for a stream to get round to what he asks: a port that is being opened may take some seconds."""
+POINTS, POINT_NS = 600, 1_000_000_000
+"""Of the history: one a second, or one a window where those come more seldom."""
+RECENT_VALUES = 1 << 18
+"""Of the signal that is kept in memory, channels and all: 1 MB."""
+RECENT_S = 60.0
+SNAPSHOT_VALUES = 8192
+
+_FOR_EVER_NS = 1 << 62  # maintenance ends by the host's clock: the stream's may stand still, or be set back
+
+
+class Stream:
+    """`later` hands a function to the agent's main thread. Raises what `Bundle.pipeline` does."""
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        bundle: Bundle,
+        config: DeviceConfig,
+        alarm: AlarmConfig,
+        *,
+        outbox: Outbox,
+        delivery: Delivery,
+        clock: HostClock,
+        boot: str,
+        later: Callable[[Callable[[], None]], None],
+        replayed: bool = False,
+        once: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name, self.source, self.bundle, self.config = name, source, bundle, config
+        self.online = False
+        self.samples = self.windows = self.events = self.reopened = 0
+        self.beat_s = monotonic()
+        """When its loop last turned."""
+        self._outbox, self._delivery, self._clock, self._boot = outbox, delivery, clock, boot
+        self._later, self._replayed, self._once, self._monotonic = later, replayed, once, monotonic
+        folder = config.state_path() / "streams" / name
+        self._memory_file = folder / "memory.npz"
+        self.heads = Heads(folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
+        self.episodes = Episodes(folder / "episodes")
+        self.pipeline = bundle.pipeline(alarm)
+        if (own := self.heads.load()) is not None:
+            self._adopt(own, alarm)
+        self._alarm_config = alarm
+        self._load_memory()
+        self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # guards what others look at: `_recent`, `_points`, `_state`
+        self._recent: deque[Samples] = deque()
+        self._recent_count = 0
+        self._points: deque[tuple[int, float, float, bool]] = deque(maxlen=POINTS)
+        self._state: StatePayload | None = None
+        self._state_sent_s = -1e9
+        self._maintained_until_s: float | None = None
+        self._commissioning: Commissioning | None = None
+        self._commissioned: Callable[[str, str], None] = lambda outcome, trouble: None
+        self._active_id: str | None = None
+        self._judged_ns = 0  # end of the newest window
+        self._learned = ""  # what came of the last commissioning
+
+    # The stream's thread.
+
+    def run(self) -> None:
+        """Follow the sensor until `stop`; with `once` until there is nothing more to do. A lost sensor is opened again."""
+        pause_s, told = REOPEN_S[0], ""
+        while not self._stopping.is_set():
+            try:
+                with closing(self.source) as source:
+                    for samples in source.samples():
+                        self._turn()
+                        if self._stopping.is_set():
+                            return
+                        if not len(samples):
+                            continue
+                        pause_s, told = REOPEN_S[0], ""
+                        self._set_online(True)
+                        self.take(samples)
+                        if self._once and not self._replayed and self.windows:
+                            return
+                if self._once:
+                    return  # a recording is over
+            except SourceLostError as error:
+                self._set_online(False)
+                if str(error) != told:  # once per cause, not once per attempt
+                    log.warning("%s: %s", self.name, error)
+                    told = str(error)
+                self.reopened += 1
+                self._wait(pause_s)
+                pause_s = min(2 * pause_s, REOPEN_S[1])
+
+    def take(self, samples: Samples) -> None:
+        """Judge them, and have on disk what there is to tell before this returns."""
+        self.samples += len(samples)
+        self._remember(samples)
+        verdicts = self.pipeline.judge(samples)
+        for event in verdicts.events:
+            self._put(event)
+        if not len(verdicts):
+            return
+        self.windows += len(verdicts)
+        self._judged_ns = int(verdicts.end_ns[-1])
+        self._draw(verdicts)
+        now_s = self._monotonic()
+        if now_s - self._state_sent_s >= self.config.mqtt.state_every_s:
+            self._state_sent_s = now_s
+            self._tell_state(verdicts)
+
+    def _turn(self) -> None:
+        """Between two chunks: what was asked, and what is due."""
+        self.beat_s = self._monotonic()
+        while not self._asked.empty():
+            action, answer = self._asked.get()
+            if not answer.set_running_or_notify_cancel():
+                continue
+            try:
+                answer.set_result(action())
+            except AmissError as error:
+                answer.set_exception(error)
+        if self._maintained_until_s is not None and self.beat_s >= self._maintained_until_s:
+            self._end_maintenance()
+        if self._commissioning is not None and self._commissioning.over(self.beat_s):
+            self._fit(self._commissioning)
+
+    def _wait(self, seconds: float) -> None:
+        until_s = self._monotonic() + seconds
+        while not self._stopping.is_set() and (left_s := until_s - self._monotonic()) > 0:
+            self._turn()
+            self._stopping.wait(min(left_s, 0.2))
+
+    def _set_online(self, online: bool) -> None:
+        if online != self.online:
+            self.online = online
+            log.info("%s: %s", self.name, "online" if online else "offline")
+            self._delivery.set_availability(self.name, online)
+
+    # What is told. `_put` has it on disk when it returns.
+
+    def _put(self, event: Event) -> None:
+        self.events += 1
+        offset_ns, quality = self.source.epoch_offset_ns(), self._clock.quality()
+        told: list[EventPayload] = []
+
+        def build(record: str) -> bytes:
+            payload = topics.event_payload(
+                event,
+                stream=self.name,
+                episode_id=f"{self.config.node}-{self._boot}-{self.name}-{event.episode}",
+                record=record,
+                offset_ns=offset_ns,
+                historical=self._replayed,
+            )
+            told.append(self._stamped(payload, quality))
+            return topics.encode(told[0])
+
+        kind: Kind = "alert" if event.type.startswith("anomaly") else "telemetry"
+        self._outbox.put(kind, topics.event(self.config.node, self.name), build)
+        self._delivery.wake()
+        if event.type.startswith("anomaly"):
+            self._active_id = None if event.type == "anomaly_ended" else told[0].id
+        evidence = self.pipeline.evidence.x if event.type.startswith("anomaly") else None
+        with self._lock:
+            self.episodes.tell(told[0], evidence)
+        blame = ", ".join(f"{share.channel} {share.share:.0%}" for share in event.channels[:3]) or event.reason
+        log.info("%s: %s since %s: %s", self.name, event.type, topics.rfc3339(event.since_ns + offset_ns), blame)
+
+    def _stamped(self, payload: EventPayload, quality: str | None) -> EventPayload:
+        """Marked, and with what it takes to set it right later, where nobody has set the clock. A recording has its own."""
+        if quality is None or self._replayed:
+            return payload
+        if quality == "synced":
+            return structs.replace(payload, time_quality="synced")
+        return structs.replace(payload, time_quality="unsynced", boot=self._clock.boot, clock_offset_ns=self._clock.offset_ns())
+
+    def end_orphans(self) -> None:
+        """Episodes that were open when the agent ended: nobody else will ever say that they are over."""
+        for episode in list(self.episodes):
+            if episode.open:
+                self._end_orphan(episode.event)
+
+    def _end_orphan(self, event: EventPayload) -> None:
+        told: list[EventPayload] = []
+
+        def build(record: str) -> bytes:
+            ended = structs.replace(
+                event,
+                type="anomaly_ended",
+                record=record,
+                reason="restart",
+                until=event.time,
+                until_ns=event.time_ns,
+                excerpt=None,
+            )
+            told.append(ended)
+            return topics.encode(ended)
+
+        self._outbox.put("alert", topics.event(self.config.node, self.name), build)
+        with self._lock:
+            self.episodes.tell(told[0])
+
+    def _tell_state(self, verdicts: Verdicts) -> None:
+        offset_ns = self.source.epoch_offset_ns()
+        alarm, shares = self.pipeline.alarm, verdicts.shares[-1]
+        time_ns = int(verdicts.end_ns[-1]) + offset_ns
+        order = (-shares).argsort(kind="stable")[:3]
+        state = StatePayload(
+            time=topics.rfc3339(time_ns),
+            time_ns=time_ns,
+            anomaly=alarm.active,
+            score=min(float(verdicts.score[-1]), 3e38),  # JSON knows no infinity
+            p_value=float(verdicts.p_value[-1]),
+            threshold=self.pipeline.policy.p_value,
+            model=self.bundle.digest,
+            time_quality=self._clock.quality(),
+            since=None if alarm.since_ns is None else topics.rfc3339(alarm.since_ns + offset_ns),
+            top_channels=tuple(self.pipeline.channels[i] for i in order),
+            maintenance=self._maintained_until_s is not None,
+        )
+        with self._lock:
+            self._state = state
+        self._delivery.set_state(self.name, state)
+
+    def health(self) -> StreamHealth:
+        """From any thread: numbers that are a moment old at most."""
+        windower, source, learning = self.pipeline.windower, self.source, self._commissioning
+        return StreamHealth(
+            online=self.online,
+            samples=self.samples,
+            windows=self.windows,
+            events=self.events,
+            filled=windower.filled,
+            lost=windower.lost,
+            reopened=self.reopened,
+            rejected=source.corrupt if isinstance(source, PortSource) else 0,
+            commissioned=None if (about := self.heads.about) is None else about.made,
+            learning=None if learning is None else round(learning.share, 3),
+        )
+
+    # What others look at.
+
+    def state(self) -> StatePayload | None:
+        with self._lock:
+            return self._state
+
+    def situation(self) -> Situation:
+        now_s, now_ns = self._monotonic(), self._clock.now_ns()
+        until_s, learning = self._maintained_until_s, self._commissioning
+        with self._lock:
+            newest = self._recent[-1] if self._recent else None
+        last_ns = None if newest is None else int(newest.time_ns[-1]) + self.source.epoch_offset_ns()
+        progress = None
+        if learning is not None:
+            progress = Learning(running=True, progress=learning.share, left_s=60 * learning.minutes_left)
+        elif self._learned:
+            progress = Learning(running=False, progress=1.0, left_s=0.0, outcome=self._learned)
+        return Situation(
+            last_sample_ns=last_ns,
+            maintenance_until_ns=None if until_s is None else now_ns + round((until_s - now_s) * 1e9),
+            learning=progress,
+            can_roll_back=self.heads.about is not None,
+        )
+
+    def verdicts(self) -> dict[str, str]:
+        with self._lock:
+            return {episode.event.id: episode.verdict for episode in self.episodes if episode.verdict is not None}
+
+    def told(self) -> list[EventPayload]:
+        """The newest event of each episode, oldest first."""
+        with self._lock:
+            return [episode.event for episode in self.episodes]
+
+    def knows(self, episode_id: str) -> bool:
+        with self._lock:
+            return self.episodes.get(episode_id) is not None
+
+    def history(self) -> History | None:
+        with self._lock:
+            points, recent = list(self._points), list(self._recent)
+        if not points:
+            return None
+        offset_ns = self.source.epoch_offset_ns()
+        time_ns, score, p_value, anomaly = (np.array(column) for column in zip(*points, strict=True))
+        signal = _newest(recent, 2 * self.bundle.manifest.window)
+        return History(
+            time_ns + offset_ns,
+            score.astype(np.float32),
+            p_value,
+            anomaly,
+            self.pipeline.head.calibrator.score_at(self.pipeline.policy.p_value),
+            signal.time_ns + offset_ns,
+            signal.x,
+        )
+
+    def _remember(self, samples: Samples) -> None:
+        rate_hz = self.bundle.manifest.rate_hz
+        most = max(2 * self.bundle.manifest.window, min(int(RECENT_S * rate_hz), RECENT_VALUES // len(samples.x)))
+        with self._lock:
+            self._recent.append(samples)
+            self._recent_count += len(samples)
+            while self._recent_count - len(self._recent[0]) >= most:
+                self._recent_count -= len(self._recent.popleft())
+
+    def _draw(self, verdicts: Verdicts) -> None:
+        """The strangest of each second."""
+        bins = verdicts.end_ns // POINT_NS
+        edges = [0, *(np.flatnonzero(np.diff(bins)) + 1).tolist(), len(bins)]
+        with self._lock:
+            for start, stop in pairwise(edges):
+                at_ns, score = int(verdicts.end_ns[stop - 1]), float(verdicts.score[start:stop].max())
+                p_value, anomaly = float(verdicts.p_value[start:stop].min()), bool(verdicts.alarm[start:stop].any())
+                if self._points and self._points[-1][0] // POINT_NS == at_ns // POINT_NS:
+                    _, before, rarest, earlier = self._points.pop()
+                    score, p_value, anomaly = max(score, before), min(p_value, rarest), anomaly or earlier
+                self._points.append((at_ns, score, p_value, anomaly))
+
+    # What may be asked, from any thread. `ask` hands the rest of these to the stream's own.
+
+    def ask(self, action: Callable[[], T]) -> T:
+        """Have it done between two chunks. Raises what it raises, and `RefusedError` when there is no getting through."""
+        answer: Future[T] = Future()
+        self._asked.put((action, answer))
+        try:
+            return answer.result(ANSWER_S)
+        except (TimeoutError, CancelledError):
+            answer.cancel()
+            raise RefusedError(f"{self.name}: no answer in {ANSWER_S:.0f} s; is its port blocked? Try again later") from None
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def use(self, alarm: AlarmConfig) -> None:
+        """Other alarm settings from now on. Raises `ConfigError` for those that cannot be."""
+        self.pipeline.alarm.set_policy(self.bundle.policy(alarm, self.pipeline.head))
+        self._alarm_config = alarm
+
+    def maintain(self, seconds: float | None) -> None:
+        """Nothing is raised for so long; None: from now on again."""
+        if seconds is None:
+            self._end_maintenance()
+            return
+        self._maintained_until_s = self._monotonic() + seconds
+        if (event := self.pipeline.alarm.mute(_FOR_EVER_NS)) is not None:
+            self._put(event)
+        log.info("%s: maintenance for %.0f min", self.name, seconds / 60)
+
+    def _end_maintenance(self) -> None:
+        if self._maintained_until_s is not None:
+            self._maintained_until_s = None
+            self.pipeline.alarm.mute(None)
+            log.info("%s: maintenance is over", self.name)
+
+    def feedback(self, episode_id: str | None, verdict: str) -> dict[str, Any]:
+        """What a person says of an episode, the newest without an id. Raises `RefusedError`."""
+        episode = self.episodes.newest_anomaly() if episode_id is None else self.episodes.get(episode_id)
+        if episode is None:
+            raise RefusedError(f"{self.name}: {'no anomaly has been told yet' if episode_id is None else 'no such episode'}")
+        event, memory = episode.event, self.pipeline.memory
+        if not event.type.startswith("anomaly") and event.type != "new_normal":
+            raise RefusedError(f"{event.id} is a {event.type}; only of an anomaly can be said whether it was one")
+        if verdict == "undo":
+            memory.remove(event.id)
+        elif verdict != "confirmed":
+            self._forgive(event.id, verdict)
+        self._write_memory()
+        with self._lock:
+            self.episodes.judge(event.id, None if verdict == "undo" else verdict)
+        return {"id": event.id, "verdict": verdict, "remembered": len(memory.names)}
+
+    def _forgive(self, episode_id: str, verdict: str) -> None:
+        windows = self.episodes.windows(episode_id)
+        ours = episode_id == self._active_id
+        if ours and len(self.pipeline.evidence.x):
+            windows = self.pipeline.evidence.x  # more of them by now
+        if windows is None or not len(windows):
+            raise RefusedError(f"{episode_id}: its windows were not kept, so there is nothing to remember it by")
+        if verdict == "new_normal":
+            windows = np.concatenate([windows, self._newest_windows()])
+        try:
+            self.pipeline.memory.add(episode_id, self.pipeline.outputs(windows))
+        except ValueError as error:
+            raise RefusedError(f"{episode_id}: {error}") from None
+        if ours:
+            self._end(verdict.replace("_", " "))
+
+    def _newest_windows(self) -> Float32:
+        """(n, C, N) of what the sensor says now, side by side, as many as the memory of the signal holds and at most 8."""
+        length = self.bundle.manifest.window
+        with self._lock:
+            recent = list(self._recent)
+        x = _newest(recent, 8 * length).x
+        count = x.shape[1] // length
+        windows = x[:, x.shape[1] - count * length :].reshape(len(x), count, length).transpose(1, 0, 2)
+        return np.ascontiguousarray(windows[np.isfinite(windows).all(axis=(1, 2))])
+
+    def commission(self, minutes: float, *, trusted: bool, done: Callable[[str, str], None]) -> dict[str, Any]:
+        """Learn what is ordinary from what comes in the next minutes; `done(outcome, trouble)` is called in the main thread."""
+        if self._commissioning is not None:
+            left = self._commissioning.minutes_left
+            raise RefusedError(f"{self.name}: is being commissioned already, {left:.3g} min to go; `cancel` ends that")
+        self._commissioning = Commissioning(
+            self.bundle, minutes, self.pipeline.windower.hop, trusted=trusted, now_s=self._monotonic()
+        )
+        self._commissioned = done
+        self.pipeline.tap = self._collect
+        log.info("%s: commissioning, %.3g min", self.name, minutes)
+        return {"stream": self.name, "minutes": minutes, "state": "collecting"}
+
+    def cancel(self) -> dict[str, Any]:
+        if self._commissioning is None:
+            raise RefusedError(f"{self.name}: is not being commissioned")
+        self._commissioning = self.pipeline.tap = None
+        return {"stream": self.name, "state": "cancelled"}
+
+    def roll_back(self) -> dict[str, Any]:
+        """Back to the head before this one; in the end to the bundle's."""
+        if not self.heads.roll_back():
+            raise RefusedError(f"{self.name}: has the head of its bundle; there is nothing to go back to")
+        self._adopt(self.heads.load() or self.bundle.head, self._alarm_config)
+        about = self.heads.about
+        return {"stream": self.name, "state": "rolled back", "to": about.made if about else "the bundle's"}
+
+    def snapshot(self, seconds: float) -> dict[str, Any]:
+        """The newest samples. Raises `RefusedError` when there are none, or for more than an answer holds."""
+        manifest = self.bundle.manifest
+        most_s = SNAPSHOT_VALUES / len(manifest.channels) / manifest.rate_hz
+        if seconds > most_s:
+            raise RefusedError(f"{self.name}: an answer holds {most_s:.3g} s of this stream at most")
+        with self._lock:
+            recent = list(self._recent)
+        if not recent:
+            raise RefusedError(f"{self.name}: nothing has come from the sensor yet")
+        samples = _newest(recent, max(1, round(seconds * manifest.rate_hz)))
+        time_ns = samples.time_ns + self.source.epoch_offset_ns()
+        return {
+            "stream": self.name,
+            "time": topics.rfc3339(int(time_ns[0])),
+            "time_ns": time_ns.tolist(),
+            "units": {channel.name: channel.unit for channel in manifest.channels},
+            "values": {
+                name: [round(value, 6) if math.isfinite(value) else None for value in row]
+                for name, row in zip(self.bundle.channels, samples.x.tolist(), strict=True)
+            },
+        }
+
+    # Commissioning.
+
+    def _collect(self, windows: Windows, outputs: Outputs) -> None:
+        if self._commissioning is not None:
+            self._commissioning.feed(windows, outputs, faulty=False)
+
+    def _fit(self, commissioning: Commissioning) -> None:
+        """In a thread of its own, which takes what the stream leaves: a fit takes seconds, and samples keep coming."""
+        self._commissioning = self.pipeline.tap = None
+
+        def work() -> None:
+            with contextlib.suppress(OSError, AttributeError):  # a thread is a process to the scheduler, on Linux
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+            try:
+                head = commissioning.fit()
+            except DataError as error:
+                self._learned = str(error)
+                self._later(partial(self._commissioned, "", str(error)))
+            except BaseException as error:  # a bug here is one of the agent
+                self._asked.put((partial(_raise, error), Future()))
+            else:
+                self._asked.put((partial(self._fitted, commissioning, head), Future()))
+
+        threading.Thread(target=work, name=f"fit-{self.name}", daemon=True).start()
+
+    def _fitted(self, commissioning: Commissioning, head: Head) -> None:
+        try:
+            self._adopt(head, self._alarm_config)
+            made = topics.rfc3339(self._clock.now_ns())
+            self.heads.keep(head, made=made, windows=commissioning.windows, trusted=commissioning.trusted)
+        except AmissError as error:  # no threshold for it, or no room on the disk: what was there goes on
+            self._adopt(self.heads.load() or self.bundle.head, self._alarm_config)
+            self._learned = str(error)
+            self._later(partial(self._commissioned, "", str(error)))
+            return
+        outcome = self._learned = f"fitted to {commissioning.windows} windows of this machine"
+        log.info("%s: commissioned, %s", self.name, outcome)
+        self._later(partial(self._commissioned, outcome, ""))
+
+    def _adopt(self, head: Head, alarm: AlarmConfig) -> None:
+        policy = self.bundle.policy(alarm, head)
+        self._end("commissioned")
+        for event in self.pipeline.adopt(head, policy):
+            self._put(event)
+
+    def _end(self, reason: str) -> None:
+        if (ended := self.pipeline.alarm.end(self._judged_ns, reason)) is not None:
+            self._put(ended)
+
+    def _load_memory(self) -> None:
+        try:
+            known = unpack_arrays(self._memory_file.read_bytes())
+            self.pipeline.memory.load(known)
+        except FileNotFoundError:
+            pass
+        except (OSError, AmissError, KeyError, ValueError) as error:
+            log.error("%s: cannot be used (%s); what was called a false alarm may be raised again", self._memory_file, error)
+
+    def _write_memory(self) -> None:
+        try:
+            with at_once(self._memory_file) as draft:
+                draft.write_bytes(pack_arrays(self.pipeline.memory.arrays()))
+        except CannotCreateError as error:
+            raise RefusedError(f"{error}; it holds until the agent ends") from None
+
+
+def _newest(parts: list[Samples], count: int) -> Samples:
+    """The last `count` samples."""
+    kept: list[Samples] = []
+    for part in reversed(parts):
+        if count <= 0:
+            break
+        kept.append(Samples(part.time_ns[-count:], part.x[:, -count:]))
+        count -= len(part)
+    kept.reverse()
+    return Samples(np.concatenate([p.time_ns for p in kept]), np.concatenate([p.x for p in kept], axis=1))
+
+
+def _raise(error: BaseException) -> None:
+    raise error
