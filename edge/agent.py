@@ -112,6 +112,8 @@ class Agent:
         log.info("model %s verified: golden scores within %.1g", self.bundle.digest[:16], proof.worst)
         self.settings = kept.load(self._place)
         alarm = self._alarm(self.settings)
+        if self.settings.alarm:
+            log.info("instead of what the configuration says, as was asked of the running agent: alarm %s", self.settings.alarm)
         sources = {name: self._source(name) for name in config.streams}
         self.bundle.policy(alarm, self.bundle.head)
         self.outbox = Outbox(self._place / "outbox.db", device=config.node, boot=self._boot, max_bytes=config.outbox_max_bytes)
@@ -405,7 +407,6 @@ class Agent:
         """`[alarm]` as it is in the file, and what was set since. Raises `ConfigError`."""
         if not settings.alarm:
             return self.config.alarm
-        log.info("set over MQTT or on the page, instead of what device.toml says: alarm.%s", settings.alarm)
         return configs.changed_alarm(self.config.alarm, settings.alarm)
 
     def _tell_info(self) -> None:

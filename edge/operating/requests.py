@@ -118,9 +118,8 @@ class Requests:
         try:
             if len(payload) > MAX_BYTES:
                 raise RefusedError(f"a request has at most {MAX_BYTES} bytes")
-            body_type = self._verb(verb, local)
-            body = _decode(body_type, payload)
-            transaction = body.transaction
+            transaction = _transaction(payload)
+            body = _decode(self._verb(verb, local), payload)
             if _changes(body) and not local:
                 self._authorise(body)
             # Only of those who may ask: an answer is not to be had by guessing transactions.
@@ -148,6 +147,18 @@ class Requests:
         wanted, given = self._config.token, body.token or ""
         if wanted is not None and not hmac.compare_digest(given.encode(), wanted.encode()):
             raise RefusedError("`token` is missing or wrong; this device wants the one of requests.token in its device.toml")
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    transaction: Annotated[str, Meta(max_length=128)] | int | None = None
+
+
+def _transaction(payload: bytes) -> str | int | None:
+    """Whoever asks for something that makes no sense is to know which of his requests it was."""
+    try:
+        return msgspec.json.decode(payload, type=_Asked).transaction
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _changes(body: Body) -> bool:

@@ -98,10 +98,7 @@ class Stream:
         self.heads = Heads(folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
         self.episodes = Episodes(folder / "episodes")
         self.pipeline = bundle.pipeline(alarm)
-        if (own := self.heads.load()) is not None:
-            self._adopt(own, alarm)
         self._alarm_config = alarm
-        self._load_memory()
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # guards what others look at: `_recent`, `_points`, `_state`
@@ -116,6 +113,9 @@ class Stream:
         self._active_id: str | None = None
         self._judged_ns = 0  # end of the newest window
         self._learned = ""  # what came of the last commissioning
+        if (own := self.heads.load()) is not None:
+            self._adopt(own, alarm)
+        self._load_memory()
 
     # The stream's thread.
 
@@ -196,31 +196,44 @@ class Stream:
 
     def _put(self, event: Event) -> None:
         self.events += 1
-        offset_ns, quality = self.source.epoch_offset_ns(), self._clock.quality()
+        offset_ns = self.source.epoch_offset_ns()
+        payload = topics.event_payload(
+            event,
+            stream=self.name,
+            episode_id=f"{self.config.node}-{self._boot}-{self.name}-{event.episode}",
+            record="",
+            offset_ns=offset_ns,
+            historical=self._replayed,
+        )
+        payload = self._stamped(payload, self._clock.quality())
+        if event.type == "anomaly_started":
+            # First, so that whatever ends the agent now, its next start ends the episode.
+            self._remember_episode(payload)
+        payload = self._record(payload)
+        if event.type.startswith("anomaly"):
+            self._active_id = None if event.type == "anomaly_ended" else payload.id
+            self._remember_episode(payload, self.pipeline.evidence.x)
+        else:
+            self._remember_episode(payload)
+        blame = ", ".join(f"{share.channel} {share.share:.0%}" for share in event.channels[:3]) or event.reason
+        log.info("%s: %s since %s: %s", self.name, event.type, topics.rfc3339(event.since_ns + offset_ns), blame)
+
+    def _record(self, payload: EventPayload) -> EventPayload:
+        """On disk when it returns; the payload with its record's id."""
         told: list[EventPayload] = []
 
         def build(record: str) -> bytes:
-            payload = topics.event_payload(
-                event,
-                stream=self.name,
-                episode_id=f"{self.config.node}-{self._boot}-{self.name}-{event.episode}",
-                record=record,
-                offset_ns=offset_ns,
-                historical=self._replayed,
-            )
-            told.append(self._stamped(payload, quality))
+            told.append(structs.replace(payload, record=record))
             return topics.encode(told[0])
 
-        kind: Kind = "alert" if event.type.startswith("anomaly") else "telemetry"
+        kind: Kind = "alert" if payload.type.startswith("anomaly") else "telemetry"
         self._outbox.put(kind, topics.event(self.config.node, self.name), build)
         self._delivery.wake()
-        if event.type.startswith("anomaly"):
-            self._active_id = None if event.type == "anomaly_ended" else told[0].id
-        evidence = self.pipeline.evidence.x if event.type.startswith("anomaly") else None
+        return told[0]
+
+    def _remember_episode(self, payload: EventPayload, windows: Float32 | None = None) -> None:
         with self._lock:
-            self.episodes.tell(told[0], evidence)
-        blame = ", ".join(f"{share.channel} {share.share:.0%}" for share in event.channels[:3]) or event.reason
-        log.info("%s: %s since %s: %s", self.name, event.type, topics.rfc3339(event.since_ns + offset_ns), blame)
+            self.episodes.tell(payload, windows)
 
     def _stamped(self, payload: EventPayload, quality: str | None) -> EventPayload:
         """Marked, and with what it takes to set it right later, where nobody has set the clock. A recording has its own."""
@@ -234,27 +247,11 @@ class Stream:
         """Episodes that were open when the agent ended: nobody else will ever say that they are over."""
         for episode in list(self.episodes):
             if episode.open:
-                self._end_orphan(episode.event)
-
-    def _end_orphan(self, event: EventPayload) -> None:
-        told: list[EventPayload] = []
-
-        def build(record: str) -> bytes:
-            ended = structs.replace(
-                event,
-                type="anomaly_ended",
-                record=record,
-                reason="restart",
-                until=event.time,
-                until_ns=event.time_ns,
-                excerpt=None,
-            )
-            told.append(ended)
-            return topics.encode(ended)
-
-        self._outbox.put("alert", topics.event(self.config.node, self.name), build)
-        with self._lock:
-            self.episodes.tell(told[0])
+                event = episode.event
+                ended = structs.replace(
+                    event, type="anomaly_ended", reason="restart", until=event.time, until_ns=event.time_ns, excerpt=None
+                )
+                self._remember_episode(self._record(ended))
 
     def _tell_state(self, verdicts: Verdicts) -> None:
         offset_ns = self.source.epoch_offset_ns()
@@ -351,7 +348,7 @@ class Stream:
 
     def _remember(self, samples: Samples) -> None:
         rate_hz = self.bundle.manifest.rate_hz
-        most = max(2 * self.bundle.manifest.window, min(int(RECENT_S * rate_hz), RECENT_VALUES // len(samples.x)))
+        most = max(16 * self.bundle.manifest.window, min(int(RECENT_S * rate_hz), RECENT_VALUES // len(samples.x)))
         with self._lock:
             self._recent.append(samples)
             self._recent_count += len(samples)
@@ -431,8 +428,8 @@ class Stream:
             windows = self.pipeline.evidence.x  # more of them by now
         if windows is None or not len(windows):
             raise RefusedError(f"{episode_id}: its windows were not kept, so there is nothing to remember it by")
-        if verdict == "new_normal":
-            windows = np.concatenate([windows, self._newest_windows()])
+        if ours or verdict == "new_normal":
+            windows = np.concatenate([windows, self._newest_windows()])  # it still lasts, and may have changed
         try:
             self.pipeline.memory.add(episode_id, self.pipeline.outputs(windows))
         except ValueError as error:
@@ -441,11 +438,11 @@ class Stream:
             self._end(verdict.replace("_", " "))
 
     def _newest_windows(self) -> Float32:
-        """(n, C, N) of what the sensor says now, side by side, as many as the memory of the signal holds and at most 8."""
+        """(n, C, N) of what the sensor says now, side by side, as many as the memory of the signal holds and at most 16."""
         length = self.bundle.manifest.window
         with self._lock:
             recent = list(self._recent)
-        x = _newest(recent, 8 * length).x
+        x = _newest(recent, 16 * length).x
         count = x.shape[1] // length
         windows = x[:, x.shape[1] - count * length :].reshape(len(x), count, length).transpose(1, 0, 2)
         return np.ascontiguousarray(windows[np.isfinite(windows).all(axis=(1, 2))])

@@ -4,8 +4,9 @@ import numpy as np
 
 from edge.signal import Bool, Float32, Int64
 
-MOST = 8
-"""The strangest window, and others evenly over the episode: the beginning of an anomaly often looks unlike the rest."""
+MOST = 24
+"""Of eight windows a memory knows four fifths of what follows, of sixteen 96 %, of 64 all of it (the small model of the tests).
+The strangest, and others evenly over the episode: the beginning of an anomaly often looks unlike the rest."""
 
 
 class Evidence:
