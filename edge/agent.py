@@ -116,8 +116,15 @@ class Agent:
             log.info("instead of what the configuration says, as was asked of the running agent: alarm %s", self.settings.alarm)
         sources = {name: self._source(name) for name in config.streams}
         self.bundle.policy(alarm, self.bundle.head)
-        self.outbox = Outbox(self._place / "outbox.db", device=config.node, boot=self._boot, max_bytes=config.outbox_max_bytes)
-        self.delivery = Delivery(MqttSink(config.mqtt, config.node), self.outbox)
+        self.outbox = Outbox(
+            self._place / "outbox.db",
+            device=config.node,
+            boot=self._boot,
+            max_bytes=config.outbox_max_bytes,
+            bytes_per_day=config.disk_budget_bytes_per_day,
+            ack=config.mqtt.ack,
+        )
+        self.delivery = Delivery(MqttSink(config.mqtt, config.node), self.outbox, token=config.requests.token)
         self.streams = {
             name: Stream(
                 name,
@@ -199,7 +206,8 @@ class Agent:
             raise self._failure
         if self._once and (waiting := self.outbox.counts.waiting):
             raise UndeliveredError(
-                f"{waiting} record{' waits' if waiting == 1 else 's wait'} in {self.outbox.path}: {self.delivery.trouble}; "
+                f"{waiting} record{' waits' if waiting == 1 else 's wait'} in {self.outbox.path}: "
+                f"{self.delivery.trouble or 'not acknowledged by the application yet'}; "
                 "delivered at the next start"
             )
 
@@ -282,7 +290,7 @@ class Agent:
     def _heard(self, topic: str, payload: bytes) -> None:
         """In the delivery thread, which has other things to do."""
         verb = topics.verb_of(self.node, topic)
-        if verb is None:
+        if verb is None or verb == "ack":  # that one is the delivery's own
             return
         if self._jobs.qsize() >= MOST_JOBS:
             self._respond(verb, Response(status="error", error="too many requests at once; ask again later"))

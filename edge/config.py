@@ -157,6 +157,11 @@ class MqttConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     state_every_s: Positive = 1.0
     """`<stream>/state` is published at most this often."""
     health_every_s: Positive = 60.0
+    ack: Literal["broker", "application"] = "broker"
+    """When an alert may be forgotten: when the broker has it, or when the application that receives it has said so
+    (`request/ack`). Until then it is sent again and again, at growing intervals."""
+    batch_records: Annotated[int, Meta(ge=1, le=50)] = 1
+    """Up to so many records that wait leave in one message, on `<stream>/events`; never alerts. 1: each alone."""
 
 
 class RequestsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -213,6 +218,8 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Where the outbox lives. `None`: $STATE_DIRECTORY, else $XDG_STATE_HOME/amiss, else ~/.local/state/amiss."""
     outbox_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
     """Undelivered records are kept up to this size; then the oldest go first."""
+    disk_budget_bytes_per_day: Annotated[int, Meta(ge=1024 * 1024)] = 256 * 1024 * 1024
+    """What the outbox may write on a day (UTC), to spare the card. Over it telemetry is dropped and counted, alerts never."""
 
     def state_path(self, environ: Mapping[str, str] = os.environ) -> Path:
         if self.state_dir:

@@ -5,7 +5,7 @@
        ▼
     latest values, then records: alerts first, at most 20 unacknowledged
        │
-       ├─ acknowledged ─▶ deleted from the outbox
+       ├─ acknowledged ─▶ deleted from the outbox, or kept until the application acknowledges it too
        ├─ refused ──────▶ parked, the others flow on
        └─ session lost ─▶ what was unacknowledged stays in the outbox and is sent again (same `record` id)
 
@@ -14,21 +14,27 @@ What others send us is handed to who subscribed, in this thread; answers leave b
 A broker that cannot say no hangs up instead. What was under way then is suspect: from now on messages go one at a time, each
 to be acknowledged, until no suspect is left. One that was alone under way when three sessions in a row broke is parked.
 
-A record is forgotten when the *broker* has acknowledged it. A broker that is killed may have acknowledged what it has not
-yet stored or forwarded: Mosquitto 2.0.11 loses up to one record per kill in our tests.
+With `mqtt.ack = "broker"` a record is forgotten when the *broker* has acknowledged it. A broker that is killed may have
+acknowledged what it has not yet stored or forwarded: with its subscriber away Mosquitto loses all since it last saved. With
+`"application"` an alert stays until `request/ack` names it, and is sent again after a pause that grows, and in a new session.
+
+With `mqtt.batch_records` several records of one stream that wait leave as one message. A broker that refuses it is given them
+one by one in this session, so that the one it dislikes is found and no other is parked for it.
 """
 
+import hmac
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import msgspec
 from paho.mqtt.client import topic_matches_sub
 
 from edge.delivery import topics
-from edge.delivery.mqtt import MqttSink, SessionLostError, Token
+from edge.delivery.mqtt import MAX_INCOMING_BYTES, Batch, MqttSink, SessionLostError, Token
 from edge.delivery.outbox import Outbox, Record
 from edge.errors import AmissError, SinkRejectedError, StorageError
 
@@ -39,6 +45,9 @@ _HISTORICAL_NS = 60 * 1_000_000_000
 _EVENT_EXPIRY_S = 30 * 24 * 3600
 _VALUE_EXPIRY_S = 3600
 """A score or a health report nobody has renewed for an hour says nothing any more."""
+_BATCH_BYTES = 64 * 1024
+_OUTCOMES, _OUTCOMES_S = 50, 0.1
+"""So many, or so old, and what became of records is written down. A crash before sends them once more, under the same ids."""
 _ANSWER_EXPIRY_S = 300
 _MAX_ANSWERS = 100
 """Kept while nobody can be told; who asked so much longer ago has given up."""
@@ -64,8 +73,8 @@ Receive = Callable[[str, bytes], None]
 class Delivery:
     """Delivers what is in `outbox`, and the latest values it is given, until `stop`. The sink is its own from now on.
 
-    `backoff_s` is the first and the longest pause between attempts to connect. `clock` is monotonic seconds, `wall` epoch
-    nanoseconds, `chance` 0 … 1.
+    `token` is demanded of who acknowledges. `backoff_s` is the first and the longest pause between attempts to connect.
+    `clock` is monotonic seconds, `wall` epoch nanoseconds, `chance` 0 … 1.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class Delivery:
         sink: MqttSink,
         outbox: Outbox,
         *,
+        token: str | None = None,
         backoff_s: tuple[float, float] = (1.0, 60.0),
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], int] = time.time_ns,
@@ -83,7 +93,8 @@ class Delivery:
         """Records that the broker has acknowledged since the start."""
         self.trouble = ""
         """Why nothing flows at the moment, or not what should, in one line."""
-        self._sink, self._outbox, self._backoff_s = sink, outbox, backoff_s
+        self._sink, self._outbox, self._token, self._backoff_s = sink, outbox, token, backoff_s
+        self._ack_topic = topics.request(self.node, "ack")
         self._clock, self._wall, self._chance = clock, wall, chance
         self._lock = threading.Lock()  # guards the next three; never held while the sink is used
         self._latest: dict[str, _Latest] = {}
@@ -97,6 +108,9 @@ class Delivery:
         # Of the delivery thread alone from here on.
         self._under_way: set[Token] = set()
         self._outcomes: dict[int, str] = {}  # sequence → refusal or "", not yet written to the outbox
+        self._outcomes_due_s = 0.0
+        self._alerts: set[int] = set()  # among what is under way
+        self._unbatched: set[str] = set()  # topics whose batch was refused in this session
         self._loose: set[Token] = set()  # sent with QoS 0 in this session
         self._suspects: set[Token] = set()
         self._strikes: dict[Token, int] = {}
@@ -119,6 +133,11 @@ class Delivery:
         self._greeters.append(greet)
 
     def start(self) -> None:
+        if self._outbox.ack == "application" and not any(
+            topic_matches_sub(topic_filter, self._ack_topic) for topic_filter, _ in self._receivers
+        ):
+            self._sink.subscribe(self._ack_topic)
+        self._outbox.on_flush = self._sink.wake
         self._thread.start()
 
     def wake(self) -> None:
@@ -132,6 +151,10 @@ class Delivery:
 
     def stop(self, timeout_s: float) -> None:
         """Deliver what can be delivered in that time, say `offline`, end the session and the thread."""
+        try:
+            self._outbox.flush()
+        except StorageError as error:
+            log.error("%s", error)
         self._stop_at_s = self._clock() + timeout_s
         self._sink.wake()
         if self._thread.ident is None:
@@ -152,6 +175,8 @@ class Delivery:
             published=self.published,
             dropped=counts.dropped,
             parked=counts.parked,
+            awaiting=counts.awaiting,
+            written_bytes_today=self._outbox.written_bytes_today,
         )
 
     def set_info(self, payload: topics.InfoPayload) -> None:
@@ -220,6 +245,7 @@ class Delivery:
         except SessionLostError as error:
             under_way = bool(self._under_way)
             self._receive()
+            self._write_outcomes()
             self._suspect(error)
             self._under_way.clear()
             self._loose.clear()
@@ -251,6 +277,11 @@ class Delivery:
     def _session(self) -> None:
         """From the welcome until `stop`; raises `SessionLostError`."""
         self._proven = False
+        self._unbatched.clear()
+        try:
+            self._outbox.recall()
+        except StorageError as error:
+            self._complain_of_disk(error)
         with self._lock:
             for latest in self._latest.values():  # the broker may have lost what it retained
                 latest.dirty = True
@@ -258,10 +289,11 @@ class Delivery:
             greet()
         while True:
             left = self._send()
-            wait_s = 1.0
+            wait_s = max(0.0, self._outcomes_due_s - self._clock()) if self._outcomes else 1.0
             if self._stop_at_s is not None:
                 wait_s = self._stop_at_s - self._clock()
                 if wait_s <= 0 or not (left or self._under_way):
+                    self._write_outcomes()
                     self._sink.disconnect()
                     return
             self._settle(wait_s)
@@ -278,22 +310,49 @@ class Delivery:
             # In doubt every message is to be acknowledged, or the one that the broker dislikes is never found.
             self._publish(topic, topic, latest.payload, 1 if self._suspects else latest.qos, True, latest.expiry_s)
         while self._window() > 0 and (answer := self._next_answer()) is not None:
-            token, topic, payload = answer
-            self._publish(token, topic, payload, 1, False, _ANSWER_EXPIRY_S)
+            self._publish(*answer, 1, False, _ANSWER_EXPIRY_S)
         records: list[Record] = []
         if (window := self._window()) > 0:
-            busy = {token for token in self._under_way if isinstance(token, int)} | self._outcomes.keys()
-            records = self._outbox.pending(window, besides=busy)
-        for record in records:
-            if self._window() <= 0:
-                break
-            old = self._wall() - record.time_ns > _HISTORICAL_NS
-            payload = topics.as_historical(record.payload) if old else record.payload
-            self._publish(record.sequence, record.topic, payload, 1, False, _EVENT_EXPIRY_S)
+            batching = 1 if self._suspects else self._sink.config.batch_records
+            busy = {sequence for token in self._under_way for sequence in _sequences(token)} | self._outcomes.keys()
+            records = self._outbox.pending(window * batching, besides=busy)
+            for token, topic, payload in self._packed(records, batching):
+                if self._window() <= 0:
+                    break
+                self._publish(token, topic, payload, 1, False, _EVENT_EXPIRY_S)
         if not records and window > 0 and not self._under_way:
             self._suspects.clear()  # nothing is left to send: those still in there exist no more
-        self._write_outcomes()
+        self._write_outcomes_in_time()
         return window <= 0 or bool(records)
+
+    def _packed(self, records: list[Record], batching: int) -> list[tuple[Token, str, bytes]]:
+        """Alerts and gaps one by one, as they come; then telemetry, as many of a stream in one message as may be."""
+        messages: list[tuple[Token, str, bytes]] = []
+        waiting: dict[str, list[Record]] = {}
+        for record in records:
+            old = self._wall() - record.time_ns > _HISTORICAL_NS
+            payload = topics.as_historical(record.payload) if old else record.payload
+            if record.alert:
+                self._alerts.add(record.sequence)
+            if batching > 1 and not record.alert and payload[:1] == b"{" and record.topic not in self._unbatched:
+                waiting.setdefault(record.topic, []).append(replace(record, payload=payload))
+            else:
+                messages.append((record.sequence, record.topic, payload))
+        for topic, several in waiting.items():
+            limit = min(_BATCH_BYTES, self._sink.payload_bytes(topics.batch(topic)))
+            while several:
+                count, size = 1, 2 + len(several[0].payload)
+                while count < min(batching, len(several)) and size + 1 + len(several[count].payload) <= limit:
+                    size += 1 + len(several[count].payload)
+                    count += 1
+                some, several = several[:count], several[count:]
+                if count == 1:
+                    messages.append((some[0].sequence, topic, some[0].payload))
+                else:
+                    together = b"[" + b",".join(record.payload for record in some) + b"]"
+                    sequences = tuple(record.sequence for record in some)
+                    messages.append((Batch(topic, sequences), topics.batch(topic), together))
+        return messages
 
     def _next_latest(self) -> tuple[str, _Latest] | None:
         with self._lock:
@@ -325,15 +384,16 @@ class Delivery:
             self._proven = True
             if receipt.refusal:
                 self._refuse(receipt.token, receipt.refusal)
-            elif isinstance(receipt.token, int):
-                self._outcomes[receipt.token] = ""
-                self.published += 1
-            else:
+            elif isinstance(receipt.token, str):
                 self._settled(receipt.token)
+            for sequence in () if receipt.refusal else _sequences(receipt.token):
+                self._note_outcome(sequence, "")
+                self.published += 1
+                self._suspects.discard(sequence)
             self._suspects.discard(receipt.token)
             self._strikes.pop(receipt.token, None)
         self._receive()
-        self._write_outcomes()
+        self._write_outcomes_in_time()
 
     def _settled(self, token: str) -> None:
         """An answer is sent once, a value that was taken back is forgotten once the broker knows."""
@@ -345,6 +405,10 @@ class Delivery:
 
     def _receive(self) -> None:
         for message in self._sink.messages():
+            if message.topic == self._ack_topic:
+                answer = self._acknowledge(message.payload)
+                self.respond(topics.response(self.node, "ack"), topics.encode(answer))
+                continue
             for topic_filter, receive in self._receivers:
                 if topic_matches_sub(topic_filter, message.topic):
                     receive(message.topic, message.payload)
@@ -357,9 +421,41 @@ class Delivery:
                 self._complained.add((topic_filter, reason))
                 log.warning("%s", self.trouble)
 
+    def _acknowledge(self, payload: bytes) -> topics.Response:
+        """The answer to `request/ack`."""
+        if len(payload) > MAX_INCOMING_BYTES:
+            return _error(f"more than {MAX_INCOMING_BYTES} bytes; acknowledge fewer at once")
+        try:
+            request = msgspec.json.decode(payload, type=topics.AckRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _error(f'{error}; send {{"records": ["<record>", …]}}', _transaction_of(payload))
+        if self._token is not None and not hmac.compare_digest((request.token or "").encode(), self._token.encode()):
+            return _error("wrong or missing `token`; requests.token of the device's configuration has it", request.transaction)
+        if self._outbox.ack != "application":
+            return _error(
+                'here alerts go with the broker\'s word; set mqtt.ack = "application" on the device', request.transaction
+            )
+        try:
+            unknown = self._outbox.acknowledge(request.records)
+        except StorageError as error:
+            return _error(str(error), request.transaction)
+        data = {"deleted": len(set(request.records) - set(unknown)), "unknown": unknown}
+        return topics.Response(status="ok", data=data, transaction=request.transaction)
+
+    def _note_outcome(self, sequence: int, refusal: str) -> None:
+        if not self._outcomes:
+            self._outcomes_due_s = self._clock() + _OUTCOMES_S
+        if sequence in self._alerts:  # an alert that comes twice wakes somebody twice
+            self._outcomes_due_s = self._clock()
+        self._outcomes[sequence] = refusal
+
     def _refuse(self, token: Token, refusal: str) -> None:
+        if isinstance(token, Batch):
+            # Perhaps for one of them, perhaps for their size or their topic: they stay in the outbox and go one by one.
+            self._unbatched.add(token.topic)
+            return
         if isinstance(token, int):
-            self._outcomes[token] = refusal
+            self._note_outcome(token, refusal)
             self._strikes.pop(token, None)
             return
         self._settled(token)
@@ -368,6 +464,10 @@ class Delivery:
         elif (token, refusal) not in self._complained:  # a latest value comes again; the complaint does not
             self._complained.add((token, refusal))
             log.warning("%s: refused: %s", token, refusal)
+
+    def _write_outcomes_in_time(self) -> None:
+        if len(self._outcomes) >= _OUTCOMES or self._clock() >= self._outcomes_due_s:
+            self._write_outcomes()
 
     def _write_outcomes(self) -> None:
         """On a full disk nothing can be deleted either: delivery goes on, and what was delivered is remembered here."""
@@ -379,21 +479,50 @@ class Delivery:
                 if refusal:
                     self._outbox.park(sequence, refusal)
                     log.warning("record %d: parked until the next start: %s", sequence, refusal)
+            self._alerts -= self._outcomes.keys()
             self._outcomes.clear()
             self._disk_trouble = ""
         except StorageError as error:
-            if self._disk_trouble != str(error):
-                self._disk_trouble = str(error)
-                log.error("%s", error)
+            self._outcomes_due_s = self._clock() + 1.0
+            self._complain_of_disk(error)
+
+    def _complain_of_disk(self, error: StorageError) -> None:
+        if self._disk_trouble != str(error):
+            self._disk_trouble = str(error)
+            log.error("%s", error)
 
     def _suspect(self, error: SessionLostError) -> None:
         """The broker hung up: because of what it was sent?"""
         if not error.by_broker:
             return
-        self._suspects |= self._under_way | self._loose
+        for token in self._under_way | self._loose:
+            self._suspects |= set(token.sequences) if isinstance(token, Batch) else {token}
         if len(self._under_way) == 1 and not self._loose:
             (token,) = self._under_way
+            if isinstance(token, Batch):
+                return
             self._strikes[token] = self._strikes.get(token, 0) + 1
             if self._strikes[token] >= _STRIKES:
                 self._suspects.discard(token)
                 self._refuse(token, f"{_STRIKES} sessions broke when it was sent")
+
+
+def _sequences(token: Token) -> tuple[int, ...]:
+    """Of the records in a message."""
+    if isinstance(token, int):
+        return (token,)
+    return token.sequences if isinstance(token, Batch) else ()
+
+
+def _error(error: str, transaction: str | int | None = None) -> topics.Response:
+    return topics.Response(status="error", error=error, transaction=transaction)
+
+
+def _transaction_of(payload: bytes) -> str | int | None:
+    """So that whoever asked badly learns at least which request it was."""
+    try:
+        request = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    transaction = request.get("transaction") if isinstance(request, dict) else None
+    return transaction if isinstance(transaction, str | int) and not isinstance(transaction, bool) else None

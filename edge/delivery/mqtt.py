@@ -44,12 +44,24 @@ MAX_INCOMING_BYTES = 64 * 1024
 
 _MAX_PACKET_BYTES = 256 * 1024
 """What an MQTT 5 broker may send us. A 3.1.1 broker cannot be told; its own limit has to do."""
+_HEADER_BYTES = 64
+"""Of a PUBLISH: what is neither topic nor payload, properties included."""
 _SESSION_EXPIRY_S = 300
 _TAKEN_OVER = 0x8E
 _TCP_TIMEOUT_S = 5.0
 
-Token = int | str
-"""What the caller knows a message by: the sequence of a record, or the topic of a latest value."""
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Several records in one message."""
+
+    topic: str
+    """Of each of them, were it alone."""
+    sequences: tuple[int, ...]
+
+
+Token = int | str | Batch
+"""What the caller knows a message by: the sequence of a record, a batch of them, or the topic of a latest value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +209,10 @@ class MqttSink:
             return 0
         return max(0, min(MAX_UNACKNOWLEDGED, self._receive_maximum) - len(self._outstanding))
 
+    def payload_bytes(self, topic: str) -> int:
+        """The longest payload that the broker takes under `topic`."""
+        return self._maximum_bytes - len(topic) - _HEADER_BYTES if self._maximum_bytes else 1 << 28
+
     def publish(
         self, token: Token, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
     ) -> None:
@@ -207,7 +223,7 @@ class MqttSink:
         """
         if self._client is None or not self.connected:
             return
-        if self._maximum_bytes and len(payload) + len(topic) + 64 > self._maximum_bytes:  # 64: header and properties
+        if len(payload) > self.payload_bytes(topic):
             raise SinkRejectedError(f"{len(payload)} bytes; the broker takes packets of up to {self._maximum_bytes}")
         properties = None
         if self._version5:

@@ -6,15 +6,18 @@
     amiss/<node>/<stream>/availability   retained, QoS 1   `online` / `offline`
     amiss/<node>/<stream>/state          retained, QoS 0   `StatePayload`
     amiss/<node>/<stream>/event          QoS 1             `EventPayload`, through the outbox
+    amiss/<node>/<stream>/events         QoS 1             array of `EventPayload`: what waited, several in one message, if so
+                                                           configured (`mqtt.batch_records`); never an anomaly
     amiss/<node>/request/<verb>          to the device     an object, of which `transaction` comes back with the answer
     amiss/<node>/response/<verb>         QoS 1             `Response`
+    amiss/<node>/request/ack             to the device     `AckRequest`, with `mqtt.ack = "application"`
 
 Payloads are JSON. A time is there twice: RFC 3339 in UTC for people, epoch nanoseconds (`…_ns`) for programs. A field that
 has nothing to say is left out; one that is always there has no default below.
 """
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -45,6 +48,11 @@ def state(node: str, stream: str) -> str:
 
 def event(node: str, stream: str) -> str:
     return _topic(node, stream, "event")
+
+
+def batch(event_topic: str) -> str:
+    """Where several events of one stream go at once."""
+    return f"{event_topic}s"
 
 
 def requests(node: str) -> str:
@@ -107,7 +115,7 @@ class EventPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     model: str = ""
     """Digest (hex SHA-256) of the bundle that judged."""
     reason: str = ""
-    """For a gap: `silence`, `missing`, `backwards` (samples) or `outbox_full` (records)."""
+    """For a gap: `silence`, `missing`, `backwards` (samples) or `outbox_full`, `disk_budget` (records)."""
     time_quality: TimeQuality | None = None
     """`unsynced`: nobody had set this computer's clock; `corrected`: nor had they then, but it was put right before this left.
     Absent where the system does not tell."""
@@ -154,6 +162,10 @@ class MqttHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Records that the budget cost, ever."""
     parked: int
     """Records that the broker refused and that are kept."""
+    awaiting: int = 0
+    """Of the queued ones: alerts that the broker has and the application has not acknowledged."""
+    written_bytes_today: int = 0
+    """What the outbox has written to the disk since midnight (UTC)."""
 
 
 class StreamHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,6 +248,14 @@ class InfoPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     config_schema: dict[str, Any] | None = None
 
 
+class AckRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The application has these records for good: the device need not keep them."""
+
+    records: Annotated[tuple[str, ...], msgspec.Meta(max_length=1000)]
+    transaction: str | int | None = None
+    token: str | None = None
+
+
 class Response(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What became of a request."""
 
@@ -291,8 +311,8 @@ def event_payload(
     )
 
 
-def dropped_payload(*, stream: str, record: str, count: int, first_ns: int, last_ns: int) -> EventPayload:
-    """The gap that `count` records leave which did not fit the outbox; they were put from `first_ns` to `last_ns` (epoch)."""
+def dropped_payload(*, stream: str, record: str, count: int, first_ns: int, last_ns: int, reason: str) -> EventPayload:
+    """The gap that `count` records leave which had to be dropped; they were put from `first_ns` to `last_ns` (epoch)."""
     return EventPayload(
         id=record,
         record=record,
@@ -306,7 +326,7 @@ def dropped_payload(*, stream: str, record: str, count: int, first_ns: int, last
         historical=True,
         until=rfc3339(last_ns),
         until_ns=last_ns,
-        reason="outbox_full",
+        reason=reason,
         count=count,
     )
 

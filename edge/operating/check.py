@@ -57,9 +57,8 @@ def _model(config: DeviceConfig, bundles: list[Bundle]) -> str:
 
 
 def _state(config: DeviceConfig) -> str:
-    with closing(
-        Outbox(config.state_path() / "outbox.db", device=config.node, boot="check", max_bytes=config.outbox_max_bytes)
-    ):
+    path = config.state_path() / "outbox.db"
+    with closing(Outbox(path, device=config.node, boot="check", max_bytes=config.outbox_max_bytes, ack=config.mqtt.ack)):
         return f"{config.state_path()} can be written"
 
 

@@ -219,7 +219,7 @@ class Stream:
         log.info("%s: %s since %s: %s", self.name, event.type, topics.rfc3339(event.since_ns + offset_ns), blame)
 
     def _record(self, payload: EventPayload) -> EventPayload:
-        """On disk when it returns; the payload with its record's id."""
+        """An alert is on disk when it returns, telemetry a tenth of a second later; the payload with its record's id."""
         told: list[EventPayload] = []
 
         def build(record: str) -> bytes:
@@ -227,9 +227,9 @@ class Stream:
             return topics.encode(told[0])
 
         kind: Kind = "alert" if payload.type.startswith("anomaly") else "telemetry"
-        self._outbox.put(kind, topics.event(self.config.node, self.name), build)
+        self._outbox.put(kind, topics.event(self.config.node, self.name), build, durable=kind == "alert")
         self._delivery.wake()
-        return told[0]
+        return told[0] if told else payload  # over the day's budget of the disk telemetry is dropped, and counted
 
     def _remember_episode(self, payload: EventPayload, windows: Float32 | None = None) -> None:
         with self._lock:

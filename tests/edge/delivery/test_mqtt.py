@@ -89,7 +89,10 @@ def test_a_life_from_birth_to_a_good_end(mosquitto: Mosquitto, outbox: Outbox, v
             until(lambda: outbox.counts.delivered == 1)
             assert delivery.connected
             assert (delivery.published, delivery.trouble) == (1, "")
-            assert delivery.health() == topics.MqttHealth(connected=True, queued=0, published=1, dropped=0, parked=0)
+            assert delivery.health() == topics.MqttHealth(
+                connected=True, queued=0, published=1, dropped=0, parked=0, written_bytes_today=outbox.written_bytes_today
+            )
+            assert outbox.written_bytes_today > 0
             with Listener(mosquitto.port) as late:  # what is there for who comes later
                 late.wait(lambda heard: len(heard) >= 3)
                 assert {(heard.topic, heard.payload, heard.retained) for heard in late.heard} == {

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge.delivery import topics
-from edge.delivery.outbox import Counts, Kind, Outbox
+from edge.delivery.outbox import _VERSION, Counts, Kind, Outbox
 from edge.errors import AmissError, CannotCreateError, StorageError
 
 TOPIC = "amiss/n/pump/event"
@@ -238,7 +238,7 @@ def test_a_sound_file_is_not_moved(path: Path) -> None:
 def test_an_older_agent_does_not_throw_away_what_a_newer_one_wrote(path: Path) -> None:
     open_outbox(path).close()
     with contextlib.closing(sqlite3.connect(path)) as newer:
-        newer.execute("PRAGMA user_version = 2")
+        newer.execute(f"PRAGMA user_version = {_VERSION + 1}")
     with pytest.raises(StorageError, match="newer amiss"):
         open_outbox(path)
     assert path.exists()

@@ -171,5 +171,7 @@ def test_late_is_marked_late_and_nothing_else_changes() -> None:
 
 
 def test_a_loss_is_told_as_a_gap() -> None:
-    gap = topics.dropped_payload(stream="pump", record="r", count=7, first_ns=EPOCH_NS, last_ns=EPOCH_NS + 2_000_000_000)
+    gap = topics.dropped_payload(
+        stream="pump", record="r", count=7, first_ns=EPOCH_NS, last_ns=EPOCH_NS + 2_000_000_000, reason="outbox_full"
+    )
     assert (gap.type, gap.reason, gap.count, gap.duration_s, gap.id) == ("gap", "outbox_full", 7, 2.0, "r")
