@@ -17,6 +17,8 @@ class Scripted:
         """Packet ids and topics of the QoS 1 messages of each session."""
         self.payloads: list[bytes] = []
         """Of the events."""
+        self.latest = b""
+        """The QoS 1 message that `on_publish` is asked about, all of it."""
         self.farewells = 0
         """Sessions that ended with a DISCONNECT."""
         self.acknowledged: list[int] = []
@@ -62,6 +64,7 @@ class Scripted:
                     size = int.from_bytes(body[:2], "big")
                     topic, mid = body[2 : 2 + size].decode(), int.from_bytes(body[2 + size : 4 + size], "big")
                     self.published[-1].append((mid, topic))
+                    self.latest = body
                     if topic.endswith("/event"):
                         self.payloads.append(body[4 + size :])
                     connection.sendall(self.on_publish(mid, topic))

@@ -282,6 +282,7 @@ class Outbox:
                 else:
                     self._remove(sequence)
                     self._count(delivered=1, waiting=-1)
+            self._trim()  # what is awaited takes a few bytes more
 
     def acknowledge(self, records: Collection[str]) -> list[str]:
         """The application has them: forget them, whatever the broker says. Returns those that are not, or no longer, here."""

@@ -10,13 +10,26 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import paho.mqtt.client as paho
 import pytest
+from delivering import (
+    AVAILABILITY,
+    EVENT_TOPIC,
+    NODE,
+    SOON,
+    STATE_TOPIC,
+    delivering,
+    events,
+    put,
+    records,
+    send,
+    somebody,
+)
 from mosquitto import Authority, Listener, Mosquitto, free_port, until
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from scripted import Scripted, puback
@@ -24,16 +37,8 @@ from scripted import Scripted, puback
 from edge.config import MqttConfig, TlsConfig
 from edge.delivery import Delivery, topics
 from edge.delivery.mqtt import MAX_INCOMING_BYTES, MAX_UNACKNOWLEDGED, MqttSink, SessionLostError, connect_once
-from edge.delivery.outbox import Outbox
+from edge.delivery.outbox import Counts, Outbox
 from edge.errors import AccessError, AmissError, ConfigError, SinkUnavailableError, StorageError
-from edge.event import Event
-
-NODE = "node-1"
-EVENT_TOPIC = topics.event(NODE, "pump")
-STATE_TOPIC = topics.state(NODE, "pump")
-AVAILABILITY = topics.availability(NODE)
-SOON = (0.05, 0.3)
-"""Back-off of tests: nobody wants to wait."""
 
 
 @pytest.fixture
@@ -42,37 +47,13 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
         yield outbox
 
 
-@contextmanager
-def delivering(config: MqttConfig, outbox: Outbox, **options: Any) -> Iterator[Delivery]:
-    delivery = Delivery(MqttSink(config, NODE), outbox, **{"backoff_s": SOON, **options})
-    delivery.start()
-    try:
-        yield delivery
-    finally:
-        delivery.stop(0.0)
-
-
-def put(outbox: Outbox, delivery: Delivery | None = None, topic: str = EVENT_TOPIC) -> str:
-    event = Event(type="anomaly_started", episode=1, time_ns=2_000_000_000, since_ns=1_000_000_000, p_value=0.001)
-
-    def payload(record: str) -> bytes:
-        return topics.encode(
-            topics.event_payload(event, stream="pump", episode_id="e", record=record, offset_ns=time.time_ns())
-        )
-
-    record = outbox.put("alert", topic, payload)
-    if delivery is not None:
-        delivery.wake()
-    return record
+def adds_up(counts: Counts) -> bool:
+    return counts.accepted == counts.delivered + counts.waiting + counts.parked + counts.dropped
 
 
 def forever(sink: MqttSink) -> None:
     while True:
         sink.turn(0.1)
-
-
-def records(listener: Listener, topic: str = EVENT_TOPIC) -> list[str]:
-    return [json.loads(payload)["record"] for payload in listener.payloads(topic)]
 
 
 # What is on the bus.
@@ -292,21 +273,6 @@ REQUESTS = topics.requests(NODE)
 PING = topics.request(NODE, "ping")
 
 
-@contextmanager
-def somebody(broker: Mosquitto) -> Iterator[paho.Client]:
-    """Who asks. Sends with QoS 1, and what it sends has arrived at the broker when `send` returns."""
-    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
-    client.connect("127.0.0.1", broker.port)
-    client.loop_start()
-    yield client
-    client.disconnect()
-    client.loop_stop()
-
-
-def send(client: paho.Client, topic: str, payload: bytes, *, retain: bool = False) -> None:
-    client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(5.0)
-
-
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
 def test_requests_are_heard_and_answered_in_every_session(mosquitto: Mosquitto, outbox: Outbox, version: Any) -> None:
     heard: list[tuple[str, bytes]] = []
@@ -486,6 +452,180 @@ def test_what_a_receiver_raises_ends_the_delivery_thread(mosquitto: Mosquitto, o
     with pytest.raises(ZeroDivisionError, match="in a receiver"):
         delivery.check()
     delivery.stop(1.0)
+
+
+# The application's word.
+
+ACK, ACKED = topics.request(NODE, "ack"), topics.response(NODE, "ack")
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Outbox]:
+    """An outbox that keeps alerts until the application has them; it waits for that less long than a real one."""
+    with closing(Outbox(tmp_path / "keeper.db", device=NODE, boot="b", ack="application", resend_s=(0.5, 2.0))) as outbox:
+        yield outbox
+
+
+def answer(listener: Listener, number: int = 1) -> dict[str, Any]:
+    listener.wait(lambda heard: len(listener.payloads(ACKED)) >= number)
+    said: dict[str, Any] = json.loads(listener.payloads(ACKED)[number - 1])
+    return said
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_an_alert_comes_again_until_the_application_has_it(mosquitto: Mosquitto, keeper: Outbox, version: Any) -> None:
+    with (
+        Listener(mosquitto.port) as listener,
+        delivering(mosquitto.config(version=version), keeper) as delivery,
+        somebody(mosquitto) as application,
+    ):
+        alerts, telemetry = [put(keeper) for _ in range(30)], put(keeper, delivery, kind="telemetry")
+        listener.wait(lambda heard: {*alerts, telemetry} == set(records(listener)))
+        until(lambda: (keeper.counts.awaiting, keeper.counts.delivered) == (30, 1))
+        listener.wait(lambda heard: records(listener).count(alerts[0]) >= 3)
+        assert delivery.health().awaiting == delivery.health().queued == 30
+        send(application, ACK, json.dumps({"records": [*alerts[:29], "n-x-1"], "transaction": 7}).encode())
+        assert answer(listener) == {"status": "ok", "data": {"deleted": 29, "unknown": ["n-x-1"]}, "transaction": 7}
+        assert keeper.counts.waiting == 1
+        listener.wait(lambda heard: records(listener).count(alerts[29]) > records(listener).count(alerts[28]) + 1)
+        send(application, ACK, json.dumps({"records": alerts}).encode())
+        assert answer(listener, 2)["data"] == {"deleted": 1, "unknown": alerts[:29]}
+        assert adds_up(keeper.counts)
+        assert keeper.counts.delivered == 31
+
+
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [
+        (b"", "Input data was truncated; send"),
+        (b"\xff\xfe", "JSON is malformed"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b'{"transaction": "t"}', "missing required field `records`"),
+        (b'{"records": [1], "transaction": "t"}', "Expected `str`, got `int`"),
+        (b'{"records": [], "all": true, "transaction": "t"}', "unknown field `all`"),
+        (b'{"records": [' + b'"",' * 1000 + b'""], "transaction": "t"}', "Expected `array` of length <= 1000"),
+        (b'{"records": ["%s"]}' % (b"x" * 70_000), "more than 65536 bytes; acknowledge fewer at once"),
+    ],
+)
+def test_an_acknowledgement_that_makes_no_sense_changes_nothing(
+    mosquitto: Mosquitto, keeper: Outbox, payload: bytes, error: str
+) -> None:
+    with Listener(mosquitto.port) as listener, delivering(mosquitto.config(), keeper), somebody(mosquitto) as application:
+        put(keeper)
+        until(lambda: keeper.counts.awaiting == 1)
+        send(application, ACK, payload)
+        said = answer(listener)
+        assert (said["status"], said.get("transaction")) == ("error", "t" if b'"t"' in payload else None)
+        assert error in said["error"]
+        assert "\n" not in said["error"]
+    assert keeper.counts.awaiting == 1
+
+
+def test_who_acknowledges_has_to_know_the_token(mosquitto: Mosquitto, keeper: Outbox) -> None:
+    with (
+        Listener(mosquitto.port) as listener,
+        delivering(mosquitto.config(), keeper, token="geheim"),
+        somebody(mosquitto) as application,
+    ):
+        record = put(keeper)
+        until(lambda: keeper.counts.awaiting == 1)
+        for number, token in enumerate(({}, {"token": "guess"}, {"token": "geheim"})):
+            assert keeper.counts.awaiting == 1
+            send(application, ACK, json.dumps({"records": [record], **token}).encode())
+            assert answer(listener, number + 1)["status"] == ("ok" if number == 2 else "error")
+        assert "wrong or missing `token`" in listener.payloads(ACKED)[0].decode()
+        assert keeper.counts.awaiting == 0
+
+
+def test_where_the_brokers_word_counts_an_acknowledgement_is_answered_so(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    delivery = Delivery(MqttSink(mosquitto.config(), NODE), outbox, backoff_s=SOON)
+    elsewhere: list[bytes] = []
+    delivery.subscribe(REQUESTS, lambda topic, payload: elsewhere.append(payload))
+    delivery.start()
+    with Listener(mosquitto.port) as listener, somebody(mosquitto) as application:
+        until(lambda: delivery.connected and "SUBACK" in mosquitto.log.read_text())
+        send(application, ACK, b'{"records":["n-b-1"]}')
+        assert "set mqtt.ack" in answer(listener)["error"]
+    delivery.stop(1.0)
+    assert elsewhere == []  # it is answered once
+
+
+# Several records in one message.
+
+BATCH_TOPIC = topics.batch(EVENT_TOPIC)
+
+
+def test_what_waited_leaves_together_in_order_and_alerts_before_it_alone(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    telemetry, others, alerts = [], [], []
+    other = topics.event(NODE, "fan")
+    for i in range(120):
+        telemetry.append(put(outbox, kind="telemetry"))
+        if i % 20 == 0:
+            others.append(put(outbox, topic=other, kind="telemetry"))
+            alerts.append(put(outbox))
+    with Listener(mosquitto.port, "amiss/#") as listener:
+        with delivering(mosquitto.config(batch_records=50), outbox) as delivery:
+            until(lambda: outbox.counts.delivered == 132)
+            assert delivery.published == 132
+            late = put(outbox, delivery, kind="telemetry")
+            listener.wait(lambda heard: late in records(listener))
+        batches = [json.loads(payload) for payload in listener.payloads(BATCH_TOPIC)]
+    assert [len(batch) for batch in batches] == [50, 50, 20]
+    assert [event["record"] for batch in batches for event in batch] == telemetry
+    assert [event["record"] for event in json.loads(listener.payloads(topics.batch(other))[0])] == others
+    assert records(listener) == [*alerts, late]  # one that is alone has no company to wait for
+    told = [heard.topic for heard in listener.heard]
+    assert told.index(BATCH_TOPIC) > [i for i, topic in enumerate(told) if topic == EVENT_TOPIC][len(alerts) - 1]
+    assert outbox.counts.delivered == 133
+
+
+def test_a_batch_that_waited_is_history_and_none_is_longer_than_the_broker_takes(tmp_path: Path, outbox: Outbox) -> None:
+    kept = [put(outbox, kind="telemetry") for _ in range(60)]
+    outbox._connection.execute("UPDATE record SET time_ns = time_ns - 61000000000")
+    with (
+        Mosquitto(tmp_path / "broker", options="max_packet_size 4000") as broker,
+        Listener(broker.port, BATCH_TOPIC) as listener,
+        delivering(broker.config(batch_records=50), outbox),
+    ):
+        until(lambda: outbox.counts.delivered == 60)
+        listener.wait(lambda heard: len(events(listener)) == 60)
+    assert [event["record"] for event in events(listener)] == kept
+    assert {event["historical"] for event in events(listener)} == {True}
+    assert max(map(len, listener.payloads(BATCH_TOPIC))) < 4000
+
+
+def test_a_batch_that_is_refused_is_taken_apart(tmp_path: Path, outbox: Outbox) -> None:
+    """The broker forbids the batches' topic: the records go alone, on theirs."""
+    kept = [put(outbox, kind="telemetry") for _ in range(200)]
+    with (
+        Mosquitto(tmp_path / "broker", acl=ACL) as broker,
+        Listener(broker.port, "amiss/#") as listener,
+        delivering(broker.config(batch_records=50), outbox),
+    ):
+        listener.wait(lambda heard: len(records(listener)) == 200)
+        until(lambda: outbox.counts.delivered == 200)
+        assert broker.log.read_text().count(f"Denied PUBLISH from amiss-{NODE}") <= 4
+    assert sorted(records(listener)) == sorted(kept)
+    assert outbox.counts.parked == 0
+
+
+def test_of_a_batch_that_the_broker_hangs_up_on_only_the_culprit_is_parked(outbox: Outbox) -> None:
+    sent = [put(outbox, kind="telemetry") for _ in range(9)]
+    culprit = outbox.put("telemetry", EVENT_TOPIC, b'{"record":"poison"}')
+    sent += [put(outbox, kind="telemetry") for _ in range(9)]
+    with Scripted() as broker:
+
+        def receive(mid: int, topic: str) -> bytes:
+            if b"poison" in broker.latest:
+                broker.hang_up()
+                return b""
+            return puback(mid)
+
+        broker.on_publish = receive
+        with delivering(broker.config(batch_records=50), outbox, backoff_s=(0.001, 0.002)):
+            until(lambda: not outbox.counts.waiting, 5)
+    assert [f"{NODE}-b-{record.sequence}" for record in outbox.parked()] == [culprit]
+    assert outbox.counts.delivered == len(sent)
 
 
 # Who is not let in.

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge.delivery import topics
-from edge.delivery.outbox import _VERSION, Counts, Kind, Outbox
+from edge.delivery.outbox import _VERSION, Counts, Kind, Outbox, written_by_thread
 from edge.errors import AmissError, CannotCreateError, StorageError
 
 TOPIC = "amiss/n/pump/event"
@@ -40,8 +41,8 @@ def quick() -> Iterator[Path]:
         yield Path(folder) / "outbox.db"
 
 
-def open_outbox(path: Path, boot: str = "b", max_bytes: int = 1 << 20) -> Outbox:
-    return Outbox(path, device="n", boot=boot, max_bytes=max_bytes)
+def open_outbox(path: Path, boot: str = "b", max_bytes: int = 1 << 20, **options: Any) -> Outbox:
+    return Outbox(path, device="n", boot=boot, max_bytes=max_bytes, **options)
 
 
 def adds_up(counts: Counts) -> bool:
@@ -107,10 +108,352 @@ def test_the_disk_is_asked_for_what_the_promise_needs(path: Path) -> None:
     assert not path.with_name("outbox.db-shm").exists()  # set before the first access
 
 
+# The application's word.
+
+S = 1_000_000_000
+NOON = 1_700_000_000 * S // (86400 * S) * 86400 * S + 43200 * S
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def sequences(outbox: Outbox, limit: int = 10**6) -> list[int]:
+    return [record.sequence for record in outbox.pending(limit)]
+
+
+def test_an_alert_stays_until_the_application_has_it(path: Path) -> None:
+    outbox = open_outbox(path, ack="application")
+    alert, telemetry = outbox.put("alert", TOPIC, b"a"), outbox.put("telemetry", TOPIC, b"t")
+    assert [(record.sequence, record.alert) for record in outbox.pending(9)] == [(1, True), (2, False)]
+    outbox.delivered([1, 2])
+    assert outbox.counts == Counts(2, 1, 1, 0, 0, awaiting=1)
+    assert sequences(outbox) == []
+    assert outbox.acknowledge([telemetry, alert, "n-b-3", "n-b-x", "", "n-b-\u0661", "9" * 40]) == [
+        telemetry,
+        "n-b-3",
+        "n-b-x",
+        "",
+        "n-b-\u0661",
+        "9" * 40,
+    ]
+    assert outbox.counts == Counts(2, 2, 0, 0, 0)
+    assert outbox.acknowledge([alert]) == [alert]  # told twice counts once
+    assert outbox.counts == Counts(2, 2, 0, 0, 0)
+
+
+def test_the_applications_word_counts_before_the_brokers_and_for_what_it_refused(path: Path) -> None:
+    outbox = open_outbox(path, ack="application")
+    early, refused = outbox.put("alert", TOPIC, b"a"), outbox.put("alert", TOPIC, b"b")
+    outbox.park(2, "Not authorized")
+    assert outbox.acknowledge([early, refused]) == []
+    outbox.delivered([1])  # the PUBACK, late
+    assert outbox.counts == Counts(2, 2, 0, 0, 0)
+    assert outbox.parked() == []
+
+
+def test_what_nobody_acknowledges_is_due_again_after_pauses_that_grow(path: Path) -> None:
+    clock = Clock()
+    outbox = open_outbox(path, ack="application", clock=clock)
+    outbox.put("alert", TOPIC, b"a")
+    outbox.delivered([1])
+    pauses = []
+    for i in range(10):
+        if i == 5:  # also by the next process
+            outbox.close()
+            outbox = open_outbox(path, "c", ack="application", clock=clock)
+            assert outbox.counts.awaiting == 1
+        begin = clock.now
+        while not outbox.pending(1):
+            clock.now += S
+        pauses.append((clock.now - begin) // S)
+        outbox.delivered([1])
+    assert pauses == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
+
+
+def test_a_new_session_makes_due_what_the_broker_may_have_lost_but_not_at_once_again(path: Path) -> None:
+    clock = Clock()
+    outbox = open_outbox(path, ack="application", clock=clock)
+    for i in range(3):
+        outbox.put("alert", TOPIC, b"%d" % i)
+    outbox.delivered([1])
+    for _ in range(4):  # its pause is 8 minutes by now
+        clock.now += 3600 * S
+        outbox.delivered([1])
+    clock.now += 31 * S
+    outbox.delivered([2])
+    outbox.recall()
+    assert sequences(outbox) == [3, 1]  # what was never sent first, then again what was sent long enough ago
+    outbox.delivered([1, 3])
+    for _ in range(10):
+        clock.now += S
+        outbox.recall()  # a session that breaks every second
+        assert sequences(outbox) == []
+    clock.now -= 86400 * S  # the clock is set back
+    outbox.recall()
+    assert sequences(outbox) == [1, 2, 3]
+
+
+def test_another_setting_finds_its_way_with_the_file(path: Path) -> None:
+    with contextlib.closing(open_outbox(path, ack="application")) as outbox:
+        first, second = (outbox.put("alert", TOPIC, b"%d" % i) for i in range(2))
+        outbox.delivered([1])
+    with contextlib.closing(open_outbox(path, "c")) as outbox:  # now on the broker's word
+        assert outbox.counts == Counts(2, 0, 2, 0, 0)
+        assert sequences(outbox) == [1, 2]
+        assert [record.alert for record in outbox.pending(9)] == [True, True]
+        outbox.delivered([1])
+    with contextlib.closing(open_outbox(path, "d", ack="application")) as outbox:
+        assert outbox.acknowledge([first, second]) == [first]
+        assert outbox.counts == Counts(2, 2, 0, 0, 0)
+
+
+def test_an_acknowledgement_of_another_file_deletes_nothing(path: Path) -> None:
+    """After a damaged file sequences begin again; whoever acknowledges what it had from the old one means no record of ours."""
+    with contextlib.closing(open_outbox(path, "old", ack="application")) as outbox:
+        old = [outbox.put("alert", TOPIC, b"x" * 300) for _ in range(60)]
+    damage(path, "cut")
+    with contextlib.closing(open_outbox(path, "new", ack="application")) as outbox:
+        new = [outbox.put("alert", TOPIC, b"%d" % i) for i in range(3)]
+        assert outbox.acknowledge(old) == old
+        assert outbox.counts.waiting == 3
+    with contextlib.closing(open_outbox(path, "newer", ack="application")) as outbox:
+        newer = outbox.put("alert", TOPIC, b"y")
+        wrong = ["n-newer-1", "n-new-4", "m-new-1"]
+        assert outbox.acknowledge([*new, *wrong, newer]) == wrong
+        assert outbox.counts == Counts(4, 4, 0, 0, 0)
+
+
+def test_starts_are_forgotten_with_their_records(path: Path) -> None:
+    for i in range(20):
+        with contextlib.closing(open_outbox(path, f"b{i}", ack="application")) as outbox:
+            outbox.put("alert", TOPIC, b"x")
+            if i > 2:
+                outbox.acknowledge([f"n-b{i - 2}-{i - 1}"])
+    outbox = open_outbox(path, "end")
+    kept = outbox._connection.execute("SELECT prefix FROM start ORDER BY sequence").fetchall()
+    assert ("n-b0-",) in kept  # its record is still there
+    outbox.acknowledge(["n-b0-1", "n-b1-2"])
+    outbox.close()
+    kept = open_outbox(path, "ende")._connection.execute("SELECT prefix FROM start ORDER BY sequence").fetchall()
+    assert kept == [("n-b18-",), ("n-b19-",), ("n-ende-",)]
+
+
+def test_of_alerts_those_go_first_that_the_broker_has_had(quick: Path) -> None:
+    outbox = open_outbox(quick, max_bytes=BUDGET, ack="application")
+    for _ in range(60):
+        outbox.put("alert", TOPIC, b"a" * 400)
+    outbox.delivered(range(31, 61))
+    while outbox.counts.awaiting:
+        assert outbox.pending(1)[0].sequence == 1
+        outbox.put("alert", TOPIC, b"a" * 400)
+    assert not outbox._connection.execute("SELECT * FROM sent").fetchall()
+    assert adds_up(outbox.counts)
+
+
+# A file of another version.
+
+VERSION_1 = """
+    CREATE TABLE record (
+        key     INTEGER PRIMARY KEY,
+        topic   TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        time_ns INTEGER NOT NULL,
+        rank    INTEGER NOT NULL,
+        reason  TEXT
+    );
+    CREATE TABLE loss (
+        topic    TEXT PRIMARY KEY,
+        count    INTEGER NOT NULL,
+        first_ns INTEGER NOT NULL,
+        last_ns  INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE tally (accepted INTEGER NOT NULL, delivered INTEGER NOT NULL, dropped INTEGER NOT NULL);
+    INSERT INTO tally VALUES (9, 2, 3);
+    INSERT INTO record VALUES (0 << 48 | 4, 'amiss/n/pump/event', 'alert', 40, 0, NULL);
+    INSERT INTO record VALUES (2 << 48 | 5, 'amiss/n/pump/event', 'telemetry', 50, 2, NULL);
+    INSERT INTO record VALUES (3 << 48 | 6, 'amiss/n/pump/event', 'parked alert', 60, 0, 'Not authorized');
+    INSERT INTO record VALUES (0 << 48 | 9, 'amiss/n/pump/event', 'alert', 90, 0, NULL);
+    INSERT INTO loss VALUES ('amiss/n/pump/event', 3, 10, 30);
+    PRAGMA user_version = 1;
+    PRAGMA journal_mode = WAL;
+"""
+
+
+@pytest.mark.parametrize("ack", ["broker", "application"])
+def test_a_file_of_version_1_opens(path: Path, ack: Literal["broker", "application"]) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.executescript(VERSION_1)
+    with contextlib.closing(open_outbox(path, "c", ack=ack)) as outbox:
+        assert outbox.moved_aside == 0
+        assert outbox.counts == Counts(9, 2, 4, 0, 3)
+        *records, gap, telemetry = outbox.pending(9)
+        assert [record.sequence for record in records] == [4, 6, 9]
+        assert telemetry.payload == "telemetry"
+        assert (gap_of(gap.payload).count, gap_of(gap.payload).reason) == (3, "outbox_full")
+        assert outbox.put("alert", TOPIC, b"new") == "n-c-11"
+        assert outbox.acknowledge(["n-whatever-4", "m-whatever-6", "n-c-9", "n-whatever-11", "n-c-11"]) == [
+            "m-whatever-6",
+            "n-whatever-11",
+        ]
+        assert outbox.counts == Counts(11, 5, 3, 0, 3)
+    with contextlib.closing(open_outbox(path, "d", ack=ack)) as outbox:
+        assert outbox.counts == Counts(11, 5, 3, 0, 3)
+        assert outbox._connection.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+# Several records in one commit.
+
+
+def test_a_group_is_on_disk_in_its_time_and_told(path: Path) -> None:
+    outbox, flushed = open_outbox(path, group_s=0.05), threading.Event()
+    outbox.on_flush = flushed.set
+    ids = [outbox.put("telemetry", TOPIC, lambda record: record.encode(), durable=False) for _ in range(3)]
+    assert outbox.counts == Counts(0, 0, 0, 0, 0)
+    assert outbox.pending(9) == []
+    assert flushed.wait(5.0)
+    assert [record.payload.decode() for record in outbox.pending(9)] == ids == ["n-b-1", "n-b-2", "n-b-3"]
+    assert outbox.counts == Counts(3, 0, 3, 0, 0)
+    outbox.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "outbox"]
+
+
+def test_whatever_is_committed_takes_the_group_along(path: Path) -> None:
+    outbox = open_outbox(path, group_s=60.0)
+    for commit in (
+        lambda: outbox.put("alert", TOPIC, b"a"),
+        lambda: outbox.delivered([]),
+        lambda: outbox.park(1, "no"),
+        lambda: outbox.acknowledge([]),
+        outbox.flush,
+        lambda: [outbox.put("telemetry", TOPIC, b"t", durable=False) for _ in range(49)],
+    ):
+        before = outbox.counts.accepted
+        outbox.put("telemetry", TOPIC, b"t", durable=False)
+        assert outbox.counts.accepted == before
+        commit()
+        assert outbox.counts.accepted > before
+    outbox.put("telemetry", TOPIC, b"t", durable=False)
+    outbox.close()
+    again = open_outbox(path, "c")
+    assert again.counts.accepted == again.counts.waiting == 57
+    kept = {key & (1 << 48) - 1 for (key,) in again._connection.execute("SELECT key FROM record")}
+    assert kept == set(range(1, 58))
+
+
+def test_a_failure_costs_the_group_nothing_and_is_told_to_who_comes_next(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    outbox = open_outbox(path, group_s=0.02)
+    outbox._connection.execute("PRAGMA max_page_count = 12")
+    with pytest.raises(ZeroDivisionError):
+        outbox.put("telemetry", TOPIC, lambda record: bytes(1 // 0), durable=False)
+    first = outbox.put("telemetry", TOPIC, bytes(60_000), durable=False)
+    deadline = time.monotonic() + 5.0
+    while "disk full" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for durable in (True, False):
+        with pytest.raises(StorageError, match="disk full"):
+            outbox.put("telemetry", TOPIC, b"t", durable=durable)
+    assert outbox.counts.accepted == 0
+    outbox._connection.execute("PRAGMA max_page_count = 1000")
+    second = outbox.put("telemetry", TOPIC, b"t", durable=False)
+    outbox.flush()
+    assert (first, second) == ("n-b-1", "n-b-2")
+    assert [len(record.payload) for record in outbox.pending(9)] == [60_000, 1]
+
+
+def test_groups_spare_the_card(path: Path) -> None:
+    """Bytes written to log and database for each byte of payload, from put to delivered."""
+    cost: dict[str, float] = {}
+    for name, durable, together in (("single", True, 1), ("grouped", False, 50)):
+        outbox = open_outbox(path.with_name(name), max_bytes=1 << 24, group_s=60.0)
+        before = written_by_thread()
+        for _ in range(20):
+            for _ in range(50):
+                outbox.put("telemetry", TOPIC, bytes(700), durable=durable)
+            outbox.flush()
+            records = outbox.pending(50)
+            for i in range(0, 50, together):
+                outbox.delivered([record.sequence for record in records[i : i + together]])
+        after = written_by_thread()
+        if before is None or after is None:
+            pytest.skip("this system does not count what is written")
+        assert after - before <= outbox.written_bytes_today <= after - before + 100_000  # and what opening wrote
+        cost[name] = (after - before) / (20 * 50 * 700)
+    print(json.dumps(cost))
+    assert cost["grouped"] < 8
+    assert cost["single"] > 4 * cost["grouped"]
+
+
+# What may be written on a day.
+
+
+def test_over_the_days_budget_telemetry_is_dropped_and_told_and_alerts_are_not(path: Path) -> None:
+    clock = Clock()
+    outbox = open_outbox(path, bytes_per_day=200_000, clock=clock)
+    put = dict.fromkeys(("alert", "telemetry"), 0)
+
+    def fill(kind: Kind, times: int) -> None:
+        for _ in range(times):
+            clock.now += S
+            outbox.put(kind, TOPIC, bytes(700), durable=kind == "alert")
+            put[kind] += 1
+        outbox.flush()
+
+    while outbox.written_bytes_today < 200_000:
+        fill("telemetry", 10)
+    assert outbox.counts.dropped == 0
+    kept = put["telemetry"]
+    written = outbox.written_bytes_today
+    for _ in range(1000):
+        clock.now += S // 100
+        outbox.put("telemetry", TOPIC, bytes(700), durable=False)
+        put["telemetry"] += 1
+    assert outbox.written_bytes_today == written  # dropping costs nothing
+    fill("alert", 50)
+    fill("telemetry", 30)
+    assert outbox.counts == Counts(kept + 1030 + 50, 0, kept + 50, 0, 1030)
+    gaps, arrived = [], []
+
+    def drain() -> None:
+        while records := outbox.pending(50):
+            gaps.extend(gap_of(record.payload) for record in records if record.payload[:1] == b"{")
+            arrived.extend(record.sequence for record in records)
+            outbox.delivered([record.sequence for record in records])
+
+    drain()
+    assert [(gap.count, gap.reason) for gap in gaps] == [(1030, "disk_budget")]
+    fill("telemetry", 20)  # told at the next occasion, but not for every handful anew: telling is writing too
+    drain()
+    assert len(gaps) == 1
+    outbox.close()
+    outbox = open_outbox(path, "c", bytes_per_day=200_000, clock=clock)
+    assert outbox.written_bytes_today > 200_000  # the day outlives the process
+    clock.now += 86400 * S
+    assert outbox.written_bytes_today == 0
+    fill("telemetry", 20)
+    drain()
+    assert sum(gap.count or 0 for gap in gaps) == outbox.counts.dropped == 1050
+    assert outbox.counts.accepted == len(arrived) + outbox.counts.dropped
+    assert outbox.counts.waiting == 0
+
+
+def test_where_nobody_counts_what_is_written_it_is_guessed(path: Path) -> None:
+    outbox = open_outbox(path, bytes_per_day=1 << 20, written=lambda: None)
+    for _ in range(200):
+        outbox.put("telemetry", TOPIC, bytes(700))
+    assert 0 < outbox.counts.dropped < 180
+
+
 # Killed at any moment.
 
 CHILD = """
-import os, random, sys
+import os, random, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 from edge.delivery.outbox import Outbox
@@ -134,8 +477,8 @@ os.write(1, b"ready\\n")
 chance = random.Random(boot)
 while True:
     payload = lambda record: record.encode() + b" " * chance.randrange(900)
-    record = outbox.put(chance.choice(["alert", "telemetry"]), "amiss/n/pump/event", payload)
-    os.write(1, b"accepted %s\\n" % record.encode())
+    record = outbox.put(chance.choice(["alert", "telemetry"]), "amiss/n/pump/event", payload, durable=kind != "grouped")
+    os.write(1, b"accepted %s %d\\n" % (record.encode(), time.monotonic_ns()))
     if kind == "deliver" and chance.random() < 0.3:
         some = outbox.pending(3)
         os.write(1, b"".join(b"gone %s\\n" % r.payload.split()[0] for r in some))
@@ -153,7 +496,7 @@ def killed_child(path: Path, boot: str, kind: str, after_s: float) -> tuple[set[
         said = [line.split() for line in child.stdout.read().decode().splitlines()]
         assert child.wait() == -signal.SIGKILL
     return (
-        {words[1] for words in said if len(words) == 2 and words[0] == "accepted"},
+        {words[1] for words in said if len(words) == 3 and words[0] == "accepted"},
         {words[1] for words in said if len(words) == 2 and words[0] == "gone"},
     )
 
@@ -447,13 +790,20 @@ def test_one_record_that_is_too_large_does_not_push_out_the_others(path: Path) -
 class OutboxMachine(RuleBasedStateMachine):
     """Against a list. Which records the budget costs is the outbox's choice; that it may cost them is checked."""
 
+    ack: Literal["broker", "application"] = "broker"
+
+    def open(self) -> Outbox:
+        return Outbox(self.path, device="n", boot=str(self.boot), max_bytes=BUDGET, ack=self.ack, resend_s=(3600.0, 3600.0))
+
     @initialize()
     def begin(self) -> None:
         # Memory where there is some: what is checked here is not the disk.
         self.folder = tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self.path = Path(self.folder.name) / "outbox.db"
         self.boot = 0
-        self.outbox = Outbox(self.path, device="n", boot="0", max_bytes=BUDGET)
+        self.outbox = self.open()
+        self.sent: dict[int, str] = {}  # alerts that the broker has → id
+        self.ids: dict[int, str] = {}
         self.alerts: list[int] = []
         self.telemetry: list[int] = []
         self.gaps: dict[int, int] = {}
@@ -466,12 +816,19 @@ class OutboxMachine(RuleBasedStateMachine):
             self.outbox.close()
             self.folder.cleanup()
 
-    @rule(kind=st.sampled_from(["alert", "telemetry"]), size=st.integers(0, 6000), times=st.integers(1, 20))
-    def put(self, kind: Kind, size: int, times: int) -> None:
+    @rule(
+        kind=st.sampled_from(["alert", "telemetry"]), size=st.integers(0, 6000), times=st.integers(1, 20), durable=st.booleans()
+    )
+    def put(self, kind: Kind, size: int, times: int, durable: bool) -> None:
         for _ in range(times):
-            sequence = int(self.outbox.put(kind, TOPIC, b"x" * size).rpartition("-")[2])
+            record = self.outbox.put(kind, TOPIC, b"x" * size, durable=durable)
+            sequence = int(record.rpartition("-")[2])
+            self.ids[sequence] = record
             (self.alerts if kind == "alert" else self.telemetry).append(sequence)
-            self.forget_dropped()
+            if durable:
+                self.forget_dropped()
+        self.outbox.flush()
+        self.forget_dropped()
 
     def forget_dropped(self) -> None:
         connection = self.outbox._connection
@@ -482,6 +839,15 @@ class OutboxMachine(RuleBasedStateMachine):
         assert lost_alerts == self.alerts[: len(lost_alerts)], "not the oldest alerts"
         if lost_alerts:
             assert len(lost_telemetry) == len(self.telemetry), "an alert before telemetry"
+        lost_sent = [sequence for sequence in self.sent if sequence not in there]
+        assert lost_sent == sorted(self.sent)[: len(lost_sent)], "not the oldest of those that the broker has"
+        if lost_sent:
+            assert len(lost_telemetry) == len(self.telemetry), "an alert before telemetry"
+        if lost_alerts:
+            assert len(lost_sent) == len(self.sent), "what the broker never had before what it had"
+        for sequence in lost_sent:
+            del self.sent[sequence]
+        self.untold += len(lost_sent)
         lost_parked = [sequence for sequence in self.parked if sequence not in there]
         if lost_alerts:
             assert len(lost_parked) == len(self.parked), "an alert before what is parked"
@@ -513,10 +879,24 @@ class OutboxMachine(RuleBasedStateMachine):
     def deliver(self, data: st.DataObject) -> None:
         gone = data.draw(st.lists(st.sampled_from([*self.alerts, *self.gaps, *self.telemetry]), unique=True, max_size=30))
         self.outbox.delivered(gone)
-        self.delivered += len(gone)
+        if self.ack == "application":
+            self.sent |= {sequence: self.ids[sequence] for sequence in sorted(set(gone) & set(self.alerts))}
+        self.delivered += len(set(gone) - self.sent.keys())
         for queue in (self.alerts, self.telemetry):
             queue[:] = [sequence for sequence in queue if sequence not in gone]
         self.gaps = {sequence: count for sequence, count in self.gaps.items() if sequence not in gone}
+        self.forget_dropped()  # to remember what is awaited takes room
+
+    @precondition(lambda self: self.sent or self.alerts)
+    @rule(data=st.data())
+    def acknowledge(self, data: st.DataObject) -> None:
+        known = data.draw(st.lists(st.sampled_from([*self.sent, *self.alerts]), unique=True, max_size=10))
+        unknown = data.draw(st.lists(st.sampled_from(["n-0-999999", "n-x-1", "n-1", ""]), unique=True))
+        assert self.outbox.acknowledge([*(self.ids[sequence] for sequence in known), *unknown]) == unknown
+        self.delivered += len(known)
+        self.alerts[:] = [sequence for sequence in self.alerts if sequence not in known]
+        for sequence in known:
+            self.sent.pop(sequence, None)
 
     @precondition(lambda self: self.alerts or self.telemetry)
     @rule(data=st.data())
@@ -532,7 +912,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def start_again(self) -> None:
         self.outbox.close()
         self.boot += 1
-        self.outbox = Outbox(self.path, device="n", boot=str(self.boot), max_bytes=BUDGET)
+        self.outbox = self.open()
         for sequence, queue in self.parked.items():
             queue.append(sequence)
             queue.sort()
@@ -545,7 +925,8 @@ class OutboxMachine(RuleBasedStateMachine):
             return
         counts = self.outbox.counts
         assert adds_up(counts)
-        assert counts.waiting == len(self.alerts) + len(self.telemetry) + len(self.gaps)
+        assert counts.waiting == len(self.alerts) + len(self.telemetry) + len(self.gaps) + len(self.sent)
+        assert counts.awaiting == len(self.sent)
         assert counts.parked == len(self.parked)
         assert counts.delivered == self.delivered
         assert self.outbox.live_bytes() <= BUDGET
@@ -553,6 +934,14 @@ class OutboxMachine(RuleBasedStateMachine):
 
 OutboxMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 TestAgainstAModel = OutboxMachine.TestCase
+
+
+class AckMachine(OutboxMachine):
+    ack = "application"
+
+
+AckMachine.TestCase.settings = OutboxMachine.TestCase.settings
+TestAgainstAModelThatAwaits = AckMachine.TestCase
 
 
 # What the broker refuses.
