@@ -44,8 +44,9 @@ from edge.operating.score import judge_recording, rows_to_windows
 from edge.scoring.backends import Outputs, run_in_slices
 from edge.scoring.commission import fit_head
 from edge.scoring.ensemble import DEFAULT_SCORER, VIEWS, parse
+from edge.sensing.health import Usual
 from edge.sensing.recordings import Recording, write_recording
-from edge.signal import Float64, Int64
+from edge.signal import Float64, Windows
 from quantize import quantize
 from trainer.baselines import standardised
 from trainer.data import cut
@@ -152,26 +153,26 @@ def best_f1(score: Float64, label: Label) -> float:
 def commissioned(bundle: Bundle, normal: Recording, hop: int | None = None) -> Bundle:
     """The bundle with a head fitted to `normal`: what `amiss commission` writes, in memory."""
     manifest = bundle.manifest
-    outputs, end_ns, hop = of_normal(bundle, normal, hop)
+    outputs, windows, hop = of_normal(bundle, normal, hop)
     # The authors of the sets vouch for these rows, and the simple methods beside it are given all of them too.
-    head = fit_head(manifest.scorer, outputs, end_ns, bundle.smoother(hop), -(-manifest.window // hop), trusted=True)
+    head = fit_head(manifest.scorer, outputs, windows.end_ns, bundle.smoother(hop), -(-manifest.window // hop), trusted=True)
     return Bundle(
         manifest,
         bundle.digest,
         bundle.backend,
-        Head(head.scorer, head.calibrator, head.explainer, head.reference),
+        Head(head.scorer, head.calibrator, head.explainer, head.reference, Usual.fit(windows.x)),
         bundle.golden,
         bundle.size,
         bundle.stream,
     )
 
 
-def of_normal(bundle: Bundle, normal: Recording, hop: int | None = None) -> tuple[Outputs, Int64, int]:
-    """What the model says of the windows that a head is fitted to, where they end, and samples from one to the next."""
+def of_normal(bundle: Bundle, normal: Recording, hop: int | None = None) -> tuple[Outputs, Windows, int]:
+    """What the model says of the windows that a head is fitted to, the windows, and samples from one to the next."""
     manifest = bundle.manifest
     hop = hop or max(1, min(manifest.hop, len(normal.time_ns) // WINDOWS))
     windows = cut(normal, manifest.rate_hz, manifest.window, hop, manifest.missing)
-    return run_in_slices(bundle.backend, windows.x), windows.end_ns, hop
+    return run_in_slices(bundle.backend, windows.x), windows, hop
 
 
 def seen(bundle: Bundle, normal: Recording) -> bytes:

@@ -43,6 +43,7 @@ from edge.scoring.ensemble import parse
 from edge.scoring.inject import inject, usual_spread
 from edge.scoring.smoothing import Smoother
 from edge.scoring.streaming import StreamGraph, open_stream
+from edge.sensing.health import SensorHealth
 from edge.sensing.windows import MissingPolicy, Windower
 from edge.signal import Float32, Windows
 
@@ -219,11 +220,13 @@ class Bundle:
         """What `alarm` comes to with this head; raises `ConfigError` when its threshold cannot be reached."""
         return AlarmPolicy.of(alarm, floor=head.calibrator.floor, length=self.manifest.window, hop=hop or self.manifest.hop)
 
-    def pipeline(self, alarm: AlarmConfig | None = None, *, hop: int | None = None, smooth: bool = True) -> Pipeline:
+    def pipeline(
+        self, alarm: AlarmConfig | None = None, *, hop: int | None = None, smooth: bool = True, health: bool = True
+    ) -> Pipeline:
         """A pipeline for one stream.
 
-        `hop` in samples overrides what the manifest says; without `smooth` each window is judged by itself. Raises
-        `ConfigError` when the alarm's threshold cannot be reached.
+        `hop` in samples overrides what the manifest says; without `smooth` each window is judged by itself, and without
+        `health` a sensor is never to blame. Raises `ConfigError` when the alarm's threshold cannot be reached.
         """
         manifest, hop, alarm = self.manifest, hop or self.manifest.hop, alarm or AlarmConfig()
         return Pipeline(
@@ -237,6 +240,18 @@ class Bundle:
             stream=self.stream.start(hop) if self.stream and hop <= manifest.stream_hop else None,
             settle_s=alarm.settle_s,
             faults=self.faults,
+            health=self.sensor_health(smooth=smooth) if health else None,
+        )
+
+    def sensor_health(self, *, smooth: bool = True) -> SensorHealth:
+        manifest = self.manifest
+        return SensorHealth(
+            self.head.usual,
+            len(manifest.channels),
+            manifest.rate_hz,
+            manifest.window,
+            smoothing=manifest.smoothing * smooth,
+            jitter_s=manifest.missing.jitter_s,
         )
 
     def faults(self) -> Outputs:

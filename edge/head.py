@@ -12,6 +12,7 @@ from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.explain import Explainer
 from edge.scoring.reference import Reference
+from edge.sensing.health import Usual
 from edge.signal import Float32
 
 
@@ -22,6 +23,8 @@ class Head:
     explainer: Explainer
     reference: Reference | None = None
     """What drift, settling and the memory of false alarms measure by."""
+    usual: Usual | None = None
+    """Without it sensors are not judged by their values."""
 
     def arrays(self) -> dict[str, Float32]:
         """Everything, as plain arrays: what head.npz holds."""
@@ -30,6 +33,7 @@ class Head:
             "calibrator.": self.calibrator.arrays(),
             "explain.": self.explainer.arrays(),
             "drift.": self.reference.arrays() if self.reference else {},
+            "usual.": self.usual.arrays() if self.usual else {},
         }
         return {prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()}
 
@@ -42,6 +46,7 @@ class Head:
             Calibrator(_part(arrays, "calibrator.")["scores"]),
             Explainer(**_part(arrays, "explain.")),
             Reference.from_arrays(reference) if reference else None,
+            Usual.from_arrays(usual) if (usual := _part(arrays, "usual.")) else None,
         )
 
 

@@ -1,10 +1,15 @@
 """Samples in, events out: what the trainer evaluates, what a replay runs and what the device runs is this one pure object.
 
-    Samples ─▶ Windower ─▶ Backend ─▶ Ensemble ─▶ Memory ─▶ Smoother ─▶ Calibrator ─▶ Alarm ─────────────▶ Event
-                                  ├──────────────────────── Explainer ───────────────┘   ├─▶ Settling ─┤
-                                  └──────────────────────────────────────────────────────┴─▶ Drift ────┘
+    Samples ─┬─▶ Windower ─▶ Backend ─▶ Ensemble ─▶ Memory ─▶ Smoother ─▶ Calibrator ─▶ Alarm ────────────▶ Event
+             │                      ├──────────────────────── Explainer ────────────────┤   ├─▶ Settling ─┤
+             └─▶ SensorHealth ──────┼───────────────────────────────────────────────────┘   │             │
+                                    └──────────────────────────────────────────────────────┴─▶ Drift ────┘
 
 No clock, no file, no network. Fed the same samples it gives the same events, however they are split into calls.
+
+A strange window for which the sensor is to blame (`SensorHealth.excuses`) is ordinary to the alarm: it neither raises nor
+keeps up an anomaly. One that mostly blames channels whose sensor is sound counts as ever. So an anomaly that was raised before
+the fault could be known is over soon, as one episode, and one of the machine goes on beside the fault.
 """
 
 from collections.abc import Callable
@@ -13,7 +18,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from edge.event import Event
+from edge.event import Event, Share
 from edge.head import Head
 from edge.scoring.alerts import Alarm, AlarmPolicy
 from edge.scoring.backends import Backend, Outputs, run_in_slices
@@ -23,6 +28,7 @@ from edge.scoring.explain import excerpt
 from edge.scoring.memory import Memory
 from edge.scoring.smoothing import Smoother
 from edge.scoring.streaming import Stream
+from edge.sensing.health import Fault, SensorHealth
 from edge.sensing.windows import Windower
 from edge.signal import Bool, Float32, Float64, Gap, Int64, Samples, Windows
 
@@ -42,6 +48,8 @@ class Verdicts:
     """(B, C) blame per channel."""
     alarm: Bool
     """(B,) an episode was active after this window."""
+    excused: Bool
+    """(B,) strange, but a sensor is to blame."""
     events: tuple[Event, ...]
 
     def __len__(self) -> int:
@@ -64,18 +72,20 @@ class Pipeline:
         stream: Stream | None = None,
         settle_s: float = 600.0,
         faults: Callable[[], Outputs] | None = None,
+        health: SensorHealth | None = None,
     ) -> None:
         """With `stream`, whose hop is the windower's, new samples go through it and not whole windows through `backend`.
 
-        `settle_s`: see `AlarmConfig`; `faults`: see `Memory`.
+        `settle_s`: see `AlarmConfig`; `faults`: see `Memory`. Without `health` no sensor is ever to blame.
         """
-        self.channels, self.windower = channels, windower
+        self.channels, self.windower, self.health = channels, windower, health
         self._backend, self.head = backend, head
         self._model, self._stream = model, stream
         self._hop_ns = round(windower.hop * windower.period_ns)
         self._smoother = smoother
         self.alarm = Alarm(policy, channels, self._hop_ns, model)
         self._gap_episode = 0
+        self._fault_episodes: dict[tuple[str, int | None], int] = {}
         self._settle_s, self._faults = settle_s, faults
         self.tap: Callable[[Windows, Outputs], None] | None = None
         """Gets every window and what the model says of it; for commissioning."""
@@ -103,6 +113,8 @@ class Pipeline:
         self.head = head
         if policy is not None:
             self.alarm.set_policy(policy)
+        if self.health is not None:
+            self.health.adopt(head.usual)
         self._smoother.restart()
         self.memory = Memory.from_arrays(self.memory.arrays(), head.reference, self._faults)
         self._watch()
@@ -117,6 +129,11 @@ class Pipeline:
         """Changed by `alarm.set_policy`."""
         return self.alarm.policy
 
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Those of the sensor that last, for a person: `current: stuck`."""
+        return tuple(f"{self._named(channel)}: {kind}" for kind, channel in self.health.open) if self.health else ()
+
     def feed(self, samples: Samples) -> list[Event]:
         """The events that these samples cause."""
         return list(self.judge(samples).events)
@@ -124,15 +141,13 @@ class Pipeline:
     def judge(self, samples: Samples) -> Verdicts:
         """Like `feed`, and what was thought of every window on the way."""
         windows = self.windower.feed(samples)
-        events = [self._gap(gap) for gap in windows.gaps]
-        if any(gap.reason == "backwards" for gap in windows.gaps):
-            self.alarm.clock_set_back()
-            if self.drift is not None:
-                self.drift.clock_set_back()
+        marks: list[Gap | Fault] = [*windows.gaps, *(self.health.feed(samples) if self.health else ())]
+        marks.sort(key=lambda mark: mark.position)
         if not len(windows):
             none = np.empty(0, np.int64)
             shares = np.empty((0, len(self.channels)), np.float32)
-            return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, np.empty(0, bool), tuple(events))
+            no = np.empty(0, bool)
+            return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, no, no, tuple(map(self._mark, marks)))
         outputs = self._stream.run(windows) if self._stream else run_in_slices(self._backend, windows.x)
         if self.tap is not None:
             self.tap(windows, outputs)
@@ -141,12 +156,30 @@ class Pipeline:
         score, seen = self._smoother.feed(windows.end_ns, alone)
         p_value = self.head.calibrator.p_value(score)
         shares = self.head.explainer.shares(outputs)
-        thought = _Thought(windows, outputs, alone, found > alone, score, p_value, shares)
-        alerts, active = self._in_turn(thought)
-        self.evidence.update(windows.end_ns, windows.x, alone, p_value <= self.policy.p_value, active)
+        excused = p_value <= self.policy.clear_p_value
+        if excused.any():  # an ordinary window needs no excuse, and the sensor is not looked at again for it
+            excused &= self.health.excuses(windows.position, shares) if self.health else False
+        believed = np.where(excused, 1.0, p_value)
+        thought = _Thought(windows, outputs, alone, (found > alone) | excused, score, believed, shares)
+        # What is told beside the anomalies has its place among the windows, so that nothing depends on what comes in one call.
+        events: list[Event] = []
+        active = np.empty(len(windows), bool)
+        at = 0
+        for mark in (*marks, None):
+            until = len(windows) if mark is None else int(np.searchsorted(windows.position, mark.position))
+            if until > at:
+                told, active[at:until] = self._in_turn(thought.part(slice(at, until)))
+                events += told
+            if mark is not None:
+                events.append(self._mark(mark))
+            at = until
+        self.evidence.update(windows.end_ns, windows.x, alone, believed <= self.policy.p_value, active)
         self._end_ns = int(windows.end_ns[-1])
         start_ns = windows.start_ns - (seen - 1) * self._hop_ns
-        return Verdicts(start_ns, windows.end_ns, score, p_value, shares, active, (*events, *alerts))
+        return Verdicts(start_ns, windows.end_ns, score, p_value, shares, active, excused, tuple(events))
+
+    def _mark(self, mark: Gap | Fault) -> Event:
+        return self._gap(mark) if isinstance(mark, Gap) else self._fault(mark)
 
     def _in_turn(self, thought: "_Thought") -> tuple[list[Event], Bool]:
         """Alarm, drift and settling take turns so often that their events come in one order, however samples are split."""
@@ -179,6 +212,10 @@ class Pipeline:
         return alerts, active
 
     def _gap(self, gap: Gap) -> Event:
+        if gap.reason == "backwards":
+            self.alarm.clock_set_back()
+            if self.drift is not None:
+                self.drift.clock_set_back()
         if gap.end_ns is None or gap.reason != "missing":
             self._gap_episode = self.alarm.new_episode()
         return Event(
@@ -190,6 +227,25 @@ class Pipeline:
             model=self._model,
             reason=gap.reason,
         )
+
+    def _fault(self, fault: Fault) -> Event:
+        key = fault.kind, fault.channel
+        if fault.until_ns is None:
+            self._fault_episodes[key] = self.alarm.new_episode()
+        names = self.channels if fault.channel is None else (self.channels[fault.channel],)
+        return Event(
+            type="sensor_fault",
+            episode=self._fault_episodes[key],
+            time_ns=fault.time_ns,
+            since_ns=fault.since_ns,
+            until_ns=fault.until_ns,
+            channels=tuple(Share(name, round(1 / len(names), 4)) for name in names),
+            model=self._model,
+            reason=fault.kind,
+        )
+
+    def _named(self, channel: int | None) -> str:
+        return "all channels" if channel is None else self.channels[channel]
 
 
 @dataclass(frozen=True, slots=True)

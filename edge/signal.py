@@ -3,7 +3,7 @@
 Letters, everywhere in this project: B batch, C channels, N samples per window, D embedding, T steps after the encoder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ class Samples:
     """(n,) when each was taken, on the stream's own clock: monotonic while the stream lives, of arbitrary zero."""
     x: Float32
     """(C, n) values in the units of the channels; NaN is a missing value."""
+    arrived_ns: int | None = None
+    """When the last one arrived, on the host's monotonic clock; known only where the stamps are of another clock."""
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.time_ns.shape != (self.x.shape[1],):
@@ -45,6 +47,8 @@ class Gap:
     """Time of the first good sample after it; None while it lasts."""
     reason: str
     """`silence`: no samples; `missing`: a channel had no value for too long; `backwards`: the stream's clock jumped back."""
+    position: int = field(default=0, compare=False)
+    """How many samples of the stream had come when this was known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class Windows:
     """(B,) first behind a start or a gap; every other one begins a hop behind the one before it."""
     gaps: tuple[Gap, ...] = ()
     """What was lost before, between or after them, oldest first."""
+    position: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
+    """(B,) how many samples of the stream had come, good or bad, when it was complete; left out where there is no stream."""
 
     def __len__(self) -> int:
         return len(self.start_ns)

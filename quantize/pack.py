@@ -23,6 +23,7 @@ from edge.scoring.ensemble import Ensemble
 from edge.scoring.inject import inject, usual_spread
 from edge.scoring.reference import Reference
 from edge.scoring.smoothing import Smoother, smoothed
+from edge.sensing.health import Usual
 from edge.sensing.windows import MissingPolicy
 from edge.signal import Float32, Int64
 from quantize.fitting import fit_to, thinned
@@ -87,6 +88,7 @@ def pack(
         reference = Reference.fit(some, scorer.score(some), thinned(position), fit.shape[2])
     except ValueError as error:
         raise DataError(f"{out}: {error}; train again on more or other recordings") from None
+    usual = Usual.fit(np.concatenate([thinned(fit), thinned(calibration)]))
     golden_x = _golden(calibration)
     outputs = run_in_slices(backend, golden_x)
     golden = Golden(golden_x, outputs, scorer.score(outputs))
@@ -115,7 +117,7 @@ def pack(
     )
     members = {
         **models,
-        "head.npz": pack_head(Head(scorer, calibrator, explainer, reference)),
+        "head.npz": pack_head(Head(scorer, calibrator, explainer, reference, usual)),
         "golden.npz": pack_golden(golden),
         "README.md": _card(manifest).encode(),
         "bom.cdx.json": _bill_of_materials(manifest).encode(),

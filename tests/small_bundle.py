@@ -14,6 +14,7 @@ from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.explain import Explainer
 from edge.scoring.reference import Reference
+from edge.sensing.health import Usual
 from edge.sensing.windows import MissingPolicy
 
 CHANNELS = ("vibration", "current")
@@ -87,7 +88,7 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     )
     return manifest, {
         "model.onnx": model,
-        "head.npz": pack_head(Head(fitted, calibrator, Explainer.fit(outputs), reference)),
+        "head.npz": pack_head(Head(fitted, calibrator, Explainer.fit(outputs), reference, Usual.fit(x))),
         "golden.npz": pack_golden(Golden(x[:4], golden, fitted.score(golden))),
         "README.md": b"# small\n",
         "bom.cdx.json": b"{}\n",

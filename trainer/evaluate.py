@@ -182,7 +182,7 @@ def judge_windows(bundle: Bundle, x: Float32) -> WindowVerdicts:
     several, which vary less, so that fewer of the normal ones would alarm.
     """
     count, channels, length = x.shape
-    pipeline = bundle.pipeline(hop=length, smooth=False)
+    pipeline = bundle.pipeline(hop=length, smooth=False, health=False)
     rate_hz, missing = bundle.manifest.rate_hz, bundle.manifest.missing
     distance = 2 * length + missing.max_fill + int(np.ceil(missing.jitter_s * rate_hz)) + 2  # in samples, start to start
     score, p_value = np.full(count, np.nan), np.full(count, np.nan)

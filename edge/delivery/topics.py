@@ -115,7 +115,8 @@ class EventPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     model: str = ""
     """Digest (hex SHA-256) of the bundle that judged."""
     reason: str = ""
-    """For a gap: `silence`, `missing`, `backwards` (samples) or `outbox_full`, `disk_budget` (records)."""
+    """For a gap: `silence`, `missing`, `backwards` (samples) or `outbox_full`, `disk_budget` (records). For a sensor fault:
+    `clock`, `dropout`, `range`, `rate`, `spikes` or `stuck`."""
     time_quality: TimeQuality | None = None
     """`unsynced`: nobody had set this computer's clock; `corrected`: nor had they then, but it was put right before this left.
     Absent where the system does not tell."""
@@ -186,6 +187,8 @@ class StreamHealth(msgspec.Struct, frozen=True, kw_only=True):
     """When this machine's own head was fitted; left out while the bundle's serves."""
     learning: float | None = None
     """Share of a commissioning that is done."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with the sensor now, for a person: `current: stuck`."""
 
 
 class ClockHealth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,9 +11,10 @@ from edge.errors import DataError
 from edge.head import Head
 from edge.scoring.backends import Outputs, run_in_slices
 from edge.scoring.commission import Fitted, ForeignError, fit_head
+from edge.sensing.health import Usual
 from edge.sensing.recordings import find_recordings, match_channels, read_recording
 from edge.sensing.windows import Windower
-from edge.signal import Int64, Windows
+from edge.signal import Float32, Int64, Windows
 
 WINDOWS = 2000
 """Aimed at: more of them overlap more and say little more."""
@@ -73,15 +74,21 @@ class Material:
     def __init__(self) -> None:
         self._outputs: list[Outputs] = []
         self._ends: list[Int64] = []
+        self._x: list[Float32] = []
         self.count = 0
 
     def add(self, windows: Windows, outputs: Outputs) -> None:
         self._outputs.append(outputs)
         self._ends.append(windows.end_ns)
+        self._x.append(windows.x)
         self.count += len(windows)
 
     def outputs(self) -> Outputs:
         return Outputs.concatenate(self._outputs)
+
+    def x(self) -> Float32:
+        """(n, C, N)"""
+        return np.concatenate(self._x)
 
     def end_ns(self) -> Int64:
         return np.concatenate(self._ends)
@@ -111,7 +118,7 @@ def fit(
         ) from None
     except ValueError as error:
         raise DataError(f"{where}: {error}; {longer}") from None
-    return Head(fitted.scorer, fitted.calibrator, fitted.explainer, fitted.reference), fitted
+    return Head(fitted.scorer, fitted.calibrator, fitted.explainer, fitted.reference, Usual.fit(material.x())), fitted
 
 
 class Commissioning:

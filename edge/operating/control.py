@@ -44,7 +44,7 @@ class Control:
                 listening.bind(str(self._path))
             finally:
                 os.umask(mask)
-            listening.listen(4)
+            listening.listen(64)  # a full queue is told to who knocks as though nobody were there
         except OSError as error:
             listening.close()
             log.warning("%s: cannot be opened (%s); `amiss ask` will not reach this agent", self._path, error)

@@ -287,6 +287,7 @@ class Stream:
             lost=windower.lost,
             reopened=self.reopened,
             rejected=source.corrupt if isinstance(source, PortSource) else 0,
+            faults=self.pipeline.faults,
             commissioned=None if (about := self.heads.about) is None else about.made,
             learning=None if learning is None else round(learning.share, 3),
         )
@@ -501,7 +502,7 @@ class Stream:
 
     def _collect(self, windows: Windows, outputs: Outputs) -> None:
         if self._commissioning is not None:
-            self._commissioning.feed(windows, outputs, faulty=False)
+            self._commissioning.feed(windows, outputs, faulty=bool(self.pipeline.faults))
 
     def _fit(self, commissioning: Commissioning) -> None:
         """In a thread of its own, which takes what the stream leaves: a fit takes seconds, and samples keep coming."""

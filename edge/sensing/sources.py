@@ -10,6 +10,7 @@ The caller opens, iterates, and when the sensor is lost waits and iterates again
 """
 
 import contextlib
+import dataclasses
 import errno
 import termios
 import time
@@ -224,6 +225,8 @@ class SerialSource(PortSource):
         samples = self._decoder.feed(data, now_ns)
         if len(samples):
             self._newest_ns = int(samples.time_ns[-1])
+            if self.config.clock == "sensor":
+                samples = dataclasses.replace(samples, arrived_ns=now_ns)
         return now_ns, samples
 
     def _read(self, port: serial.Serial) -> bytes:

@@ -50,6 +50,7 @@ class Windower:
         self._missing = False  # inside a `missing` gap
         self._hold = np.full(channels, np.nan, np.float32)  # last value of each channel
         self._run = np.zeros(channels, np.int64)  # how many samples it has been held for
+        self._came = 0  # samples, good or bad
         self.filled = 0
         """Values filled so far."""
         self.lost = 0
@@ -71,46 +72,52 @@ class Windower:
         position = 0
         for at in (*broken.tolist(), len(time_ns)):
             if at > position:
-                self._feed_regular(time_ns[position:at], x[:, position:at], out)
+                self._feed_regular(time_ns[position:at], x[:, position:at], out, self._came + position + 1)
             if at < len(time_ns):
-                self._hole(int(time_ns[at]), int(step[at]), out)
+                self._hole(int(time_ns[at]), int(step[at]), out, self._came + at + 1)
             position = at
         self._last_ns = int(time_ns[-1])
+        self._came += len(samples)
         return out.windows(self.channels, self.length)
 
-    def _hole(self, at_ns: int, step_ns: int, out: "_Batch") -> None:
-        """Samples are missing before `at_ns`, or the clock jumped back."""
+    def _hole(self, at_ns: int, step_ns: int, out: "_Batch", number: int) -> None:
+        """Samples are missing before `at_ns`, the stream's sample number `number`, or the clock jumped back."""
         missing = round(step_ns / self.period_ns) - 1
         before_ns = at_ns - step_ns
         if 0 < missing <= self.policy.max_fill:
             filler = np.linspace(before_ns, at_ns, missing + 2)[1:-1].astype(np.int64)
-            self._feed_regular(filler, np.full((self.channels, missing), np.nan, np.float32), out)
+            self._feed_regular(filler, np.full((self.channels, missing), np.nan, np.float32), out, number, 0)
         elif missing > 0 or step_ns < 0:
             self.lost += max(missing, 0)
-            out.gaps.append(Gap(before_ns, at_ns, "silence" if step_ns > 0 else "backwards"))
+            out.gaps.append(Gap(before_ns, at_ns, "silence" if step_ns > 0 else "backwards", number))
             self._restart()
             self._hold[:] = np.nan
             self._run[:] = 0
 
-    def _feed_regular(self, time_ns: Int64, x: Float32, out: "_Batch") -> None:
-        """Samples that follow each other at the nominal rate, but may lack values."""
+    def _feed_regular(self, time_ns: Int64, x: Float32, out: "_Batch", number: int, apart: int = 1) -> None:
+        """Samples that follow each other at the nominal rate, but may lack values.
+
+        The first is sample number `number` of the stream and each next one `apart` more: fillers are known when the sample
+        behind them is.
+        """
         finite = np.isfinite(x)
         if finite.all() and not self._missing:
             self._hold, self._run[:] = x[:, -1].copy(), 0
-            self._append(time_ns, x, out)
+            self._append(time_ns, x, out, number, apart)
             return
         x, usable = self._fill(x, finite)
         edges = np.flatnonzero(np.diff(usable)) + 1
         for part in np.split(np.arange(len(time_ns)), edges):
             first = int(time_ns[part[0]])
+            come = number + apart * int(part[0])
             if usable[part[0]]:
                 if self._missing:
-                    out.gaps.append(Gap(first if self._good_ns is None else self._good_ns, first, "missing"))
+                    out.gaps.append(Gap(first if self._good_ns is None else self._good_ns, first, "missing", come))
                     self._missing = False
-                self._append(time_ns[part], x[:, part], out)
+                self._append(time_ns[part], x[:, part], out, come, apart)
             else:
                 if not self._missing:
-                    out.gaps.append(Gap(first if self._good_ns is None else self._good_ns, None, "missing"))
+                    out.gaps.append(Gap(first if self._good_ns is None else self._good_ns, None, "missing", come))
                     self._missing = True
                     self._restart()
                 self.lost += len(part)
@@ -126,7 +133,7 @@ class Windower:
         self.filled += int((~finite[:, usable]).sum())
         return held.astype(np.float32, copy=False), usable
 
-    def _append(self, time_ns: Int64, x: Float32, out: "_Batch") -> None:
+    def _append(self, time_ns: Int64, x: Float32, out: "_Batch", number: int, apart: int) -> None:
         n = len(time_ns)
         self._good_ns = int(time_ns[-1])
         if self._used + n > len(self._time):
@@ -146,6 +153,8 @@ class Windower:
             out.x.append(np.ndarray(shape, np.float32, self._x, self._next * column, strides))
             out.start_ns.append(self._time[first].copy())
             out.end_ns.append(self._time[last].copy())
+            done = self._next + self.length - 1 - (self._used - n)  # which of these samples completes the first window
+            out.position.append(number + apart * (done + self.hop * np.arange(count)))
             fresh = np.zeros(count, bool)
             fresh[0], self._fresh = self._fresh, False
             out.fresh.append(fresh)
@@ -179,6 +188,7 @@ class _Batch:
         self.end_ns: list[Int64] = []
         self.x: list[Float32] = []
         self.fresh: list[Bool] = []
+        self.position: list[Int64] = []
         self.gaps: list[Gap] = []
 
     def windows(self, channels: int, length: int) -> Windows:
@@ -189,4 +199,5 @@ class _Batch:
         x = self.x[0] if len(self.x) == 1 else np.concatenate(self.x)
         x.flags.writeable = False
         fresh = np.concatenate(self.fresh)
-        return Windows(np.concatenate(self.start_ns), np.concatenate(self.end_ns), x, fresh, tuple(self.gaps))
+        start_ns, end_ns, position = map(np.concatenate, (self.start_ns, self.end_ns, self.position))
+        return Windows(start_ns, end_ns, x, fresh, tuple(self.gaps), position)

@@ -90,7 +90,10 @@ def test_values_that_are_not_numbers_never_reach_the_model_as_ordinary(bundle: B
     """Infinite in, and a score that is not finite would be strange; here the windower holds it back as missing."""
     x = normal(1000, seed=3)
     x[0, 500:] = np.inf
-    assert [event.type for event in feed(bundle, stream(x))] == ["gap"]
+    assert [(event.type, event.reason) for event in feed(bundle, stream(x))] == [
+        ("gap", "missing"),
+        ("sensor_fault", "dropout"),
+    ]
 
 
 def test_hop_of_one_sample_gives_one_window_a_sample(bundle: Bundle) -> None:
