@@ -384,7 +384,7 @@ def test_a_device_that_is_silent_is_lost_with_what_to_look_at(device: Slave) -> 
         moments.extend(time.monotonic() for samples in made.samples() if not len(samples))
     assert str(caught.value) == (
         f"{device.name}: no valid sample for 0.8 s; the last trouble: unit 1 does not answer about holding registers 0 to 1; "
-        "check power and wiring (A and B), modbus.unit = 1, baud = 115200 and modbus.parity = 'even'"
+        "check power and wiring (A and B), modbus.unit = 1, baud = 115200 and modbus.parity = 'none'"
     )
     assert np.diff(moments).max() < 1.5 * IDLE_S, "the caller lives meanwhile"
     assert time.monotonic() - moments[0] < 0.8 + 2 * IDLE_S

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import termios
 import threading
 import time
 import tty
@@ -13,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import serial
+from usb import Machine
 
-from edge.config import StreamConfig
+from edge.config import ModbusConfig, RegisterConfig, StreamConfig
 from edge.errors import AccessError, ConfigError, DataError, NoInputError, SourceLostError
 from edge.sensing.decoders.frames import encode_frame
+from edge.sensing.ports import Ports
 from edge.sensing.recordings import Recording, write_recording
-from edge.sensing.sources import IDLE_S, MAX_CHUNK, ReplaySource, SerialSource, Source
+from edge.sensing.sources import IDLE_S, MAX_CHUNK, ReplaySource, SerialSource, Source, port_source
 from edge.sensing.windows import Windower
 from edge.signal import Float32, Gap, Samples
 
@@ -284,7 +287,77 @@ def test_an_iterator_that_was_given_up_does_not_close_the_port_of_the_next(senso
     made.close()
 
 
+@pytest.mark.parametrize("port", ["usb:0403:6001:A10K", "usb:0403:6001", "{dev}/serial/by-id/usb-0403_6001_A10K-if00-port0"])
+def test_what_comes_back_under_another_name_is_found_by_what_it_is(tmp_path: Path, port: str) -> None:
+    machine = Machine(tmp_path)
+    other = None
+    made = SerialSource(
+        StreamConfig(port=port.format(dev=machine.dev), format="csv"), "a", 400, ports=Ports(machine.sys, machine.dev)
+    )
+    for turn in range(3):
+        plug = machine.plug_in()
+        assert plug.name == f"ttyUSB{turn % 2}"
+        stream = open_stream(made)
+        plug.write(b"skipped\n1\n")
+        assert take(stream, 1).x.tolist() == [[1]]
+        machine.unplug(plug)
+        with pytest.raises(SourceLostError, match="lost while reading"):
+            list(stream)
+        with pytest.raises(SourceLostError, match="no such port; there are: "):
+            next(made.samples())
+        # Meanwhile another device takes the name, and gives it back.
+        other = machine.plug_in("1a86", "7523", "") if other is None else machine.unplug(other)
+
+
+def test_a_port_that_is_busy_is_named_as_configured_and_as_it_is(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    plug = machine.plug_in()
+    first, second = (
+        SerialSource(StreamConfig(port="usb:0403:6001", format="csv"), "a", 400, ports=Ports(machine.sys, machine.dev))
+        for _ in range(2)
+    )
+    stream = first.samples()
+    next(stream)
+    with pytest.raises(SourceLostError, match=r"usb:0403:6001 \(/.*/ttyUSB0\): busy, .*`fuser -v /.*/ttyUSB0` names it"):
+        next(second.samples())
+    first.close()
+    machine.unplug(plug)
+
+
 # Ports that cannot be opened.
+
+
+@pytest.mark.parametrize("format", ["csv", "modbus"])
+def test_a_port_that_goes_while_it_is_opened_is_lost_and_nothing_stays_open(tmp_path: Path, format: str) -> None:
+    """… at whatever moment: the cable is pulled after a while that differs each time."""
+    rng = np.random.default_rng(0)
+    registers = (RegisterConfig(channel="a", address=0),)
+    modbus = ModbusConfig(parity="none", timeout_s=0.01, registers=registers) if format == "modbus" else None
+    config = StreamConfig(port=str(tmp_path / "tty"), format=format, modbus=modbus, silence_s=0.1)  # type: ignore[arg-type]
+    made = port_source(config, "a", 100)
+    open_before, lost_at = len(os.listdir("/proc/self/fd")), set[str]()
+    for _ in range(150):
+        sensor = Sensor(tmp_path / "tty")
+        sensor.plug_in()
+        cable = threading.Timer(float(rng.uniform(0, 0.002)), sensor.unplug)
+        cable.start()
+        with pytest.raises(SourceLostError) as caught:
+            for _ in made.samples():
+                pass
+        lost_at.add(str(caught.value).removeprefix(f"{tmp_path}/tty: ")[:12])
+        cable.join()
+    assert "lost while r" in lost_at or "lost while a" in lost_at
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+@pytest.mark.parametrize("error", [termios.error(5, "Input/output error"), OSError(errno.EIO, "x"), OSError(errno.ENXIO, "x")])
+def test_every_way_to_fail_at_opening_is_a_lost_source(sensor: Sensor, error: Exception) -> None:
+    def connect(config: StreamConfig) -> serial.Serial:
+        raise error
+
+    made = SerialSource(StreamConfig(port=str(sensor.name)), "ab", RATE_HZ, connect=connect)
+    with pytest.raises(SourceLostError):
+        next(made.samples())
 
 
 def test_an_absent_port_is_named_with_those_that_are_there(tmp_path: Path) -> None:
