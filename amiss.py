@@ -152,23 +152,53 @@ def simulate(
 
 @app.command()
 def record(
-    port: Annotated[str, typer.Option(help="Serial port, best a name below /dev/serial/by-id/.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Recording to write (.csv or .csv.gz).", show_default=False)],
-    columns: Annotated[str, typer.Option(help="Names of the values as they come, separated by commas.", show_default=False)],
     rate: Annotated[float, typer.Option(help="Samples per second.", show_default=False, min=0.001)],
+    port: Annotated[
+        str | None,
+        typer.Option(help="Serial port: usb:VID:PID, or a file, best below /dev/serial/by-id/.", show_default=False),
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Names of the values as they come, separated by commas.", show_default=False)
+    ] = None,
     seconds: Annotated[float, typer.Option(help="How long.", min=0.1)] = 600.0,
     baud: Annotated[int, typer.Option(help="Speed of the port.")] = 115200,
     format: Annotated[Format, typer.Option(help="What comes over the wire.")] = Format.frames,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Instead of port, baud and format: a device.toml with the sensor (Modbus).", show_default=False),
+    ] = None,
+    stream: Annotated[
+        str | None, typer.Option(help="With --config: which of its streams, if there are several.", show_default=False)
+    ] = None,
 ) -> None:
     """Record a sensor, to learn from later. What was read is kept when you stop it early or the sensor is lost."""
+    from edge import config as configs
     from edge.config import StreamConfig
+    from edge.errors import UsageError
     from edge.operating.record import record as run
 
-    names = tuple(name.strip() for name in columns.split(","))
-    stream = StreamConfig(
-        port=port, baud=baud, format=format.value, columns=names, clock="sensor" if "time" in names else "arrival"
-    )
-    found = run(stream, names, rate, seconds, out, _say)
+    names = tuple(name.strip() for name in columns.split(",")) if columns else None
+    if (port is None) == (config is None):
+        raise UsageError("say either --port for a sensor that sends by itself or --config FILE with a stream")
+    if config is not None:
+        streams = configs.load(config).streams
+        if stream not in streams and (stream is not None or len(streams) > 1):
+            raise UsageError(f"say --stream with one of: {', '.join(streams)}")
+        sensor = streams[stream or next(iter(streams))]
+        if sensor.modbus is not None:
+            names = names or tuple(register.channel for register in sensor.modbus.registers)
+        names = names or sensor.columns
+    if names is None:
+        raise UsageError("say --columns with the names of the values, in the order in which they come")
+    if port is not None:
+        try:
+            sensor = StreamConfig(
+                port=port, baud=baud, format=format.value, columns=names, clock="sensor" if "time" in names else "arrival"
+            )
+        except ValueError as error:
+            raise UsageError(f"--port: {error}") from None
+    found = run(sensor, names, rate, seconds, out, _say)
     _say(f"{out}: {found} samples")
 
 

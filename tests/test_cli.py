@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from modbus_slave import Slave
 from mosquitto import Authority, Mosquitto
 from small_bundle import CHANNELS, build, normal
 
@@ -492,3 +493,37 @@ def test_record_from_a_port_that_is_not_there(run: Run, tmp_path: Path) -> None:
     assert code == 69
     assert "no such port" in err
     assert not (tmp_path / "r.csv").exists()
+
+
+def test_record_a_device_that_has_to_be_asked(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "device.toml"
+    config.write_text(
+        f"""\
+node = "n"
+bundle = "not-there-yet.amiss"
+[streams.oven]
+port = "{tmp_path}/tty"
+format = "modbus"
+[streams.oven.modbus]
+parity = "none"
+registers = [{{channel = "t", address = 0, scale = 0.1}}, {{channel = "p", address = 1}}]
+"""
+    )
+    out = tmp_path / "r.csv"
+    record = ("record", "--rate", "20", "--seconds", "1", "--out", out)
+    with Slave(tmp_path / "tty", registers={("holding", 0): 215, ("holding", 1): 7}):
+        code, _, err = run(*record, "--config", config)
+    assert code == 0, err
+    found = read_recording(out)
+    assert found.channels == ("t", "p")
+    assert len(found.time_ns) > 12
+    assert set(found.x[0].tolist()) == {21.5}
+    for wrong, says in (
+        ((), "either --port"),
+        (("--config", config, "--stream", "x"), "one of: oven"),
+        (("--port", tmp_path / "tty"), "--columns"),
+        (("--port", "usb:1:2", "--columns", "a"), "four hexadecimal digits"),
+    ):
+        code, _, err = run(*record, *wrong)
+        assert code == 2
+        assert says in err

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from edge import config as configs
 from edge.bundle import Bundle
@@ -68,8 +69,10 @@ def _port(config: DeviceConfig, name: str, bundle: Bundle) -> str:
     with closing(port_source(listening, bundle.channels, bundle.manifest.rate_hz)) as source:
         # Silence and garbage end this loop as SourceLostError, which says what to do about it.
         first = next(samples for samples in source.samples() if len(samples))
-    damaged = f", {source.corrupt} damaged" if source.corrupt else ""
-    return f"{stream.port} delivers {stream.format} of {len(first.x)} channels{damaged}"
+    damaged = f", {source.corrupt} damaged: {source.trouble}" if source.corrupt else ""
+    without = [channel for channel, x in zip(bundle.channels, first.x, strict=True) if np.isnan(x).all()]
+    absent = f", but no value of {', '.join(without)}" if without else ""
+    return f"{stream.port} delivers {stream.format} of {len(first.x)} channels{absent}{damaged}"
 
 
 def _broker(config: DeviceConfig) -> str:

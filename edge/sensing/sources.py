@@ -102,6 +102,11 @@ class PortSource(ABC):
     def lost(self) -> int:
         """Samples that are known to be missing, since the source was made."""
 
+    @property
+    @abstractmethod
+    def trouble(self) -> str:
+        """What was wrong with the last damaged one; for the person who looks for a wrong setting."""
+
     def samples(self) -> Iterator[Samples]:
         self.close()
         port = self._port = self._open()
@@ -207,6 +212,10 @@ class SerialSource(PortSource):
     @property
     def lost(self) -> int:
         return self._decoder.lost
+
+    @property
+    def trouble(self) -> str:
+        return self._decoder.trouble
 
     def epoch_offset_ns(self) -> int:
         if self.config.clock == "sensor" and self._newest_ns is not None:
@@ -316,6 +325,10 @@ class ModbusSource(PortSource):
     @property
     def lost(self) -> int:
         return self._lost
+
+    @property
+    def trouble(self) -> str:
+        return self._master.trouble
 
     def _begin(self) -> None:
         self._started_ns = self._ready_ns = self._clock()
