@@ -52,7 +52,7 @@ log = logging.getLogger("amiss")
 
 T = TypeVar("T")
 
-REOPEN_S = (0.5, 5.0)
+REOPEN_S = (0.5, 4.5)
 """First and longest pause before a lost sensor is opened again."""
 ANSWER_S = 10.0
 """How long somebody waits for a stream to get round to what he asks: a port that is being opened may take some seconds."""

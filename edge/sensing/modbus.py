@@ -118,9 +118,10 @@ class ModbusMaster:
         )
         found = self._pending + data
         keep, missing = len(found), []
-        for at in range(len(found)):
+        at = -1
+        while (at := found.find(self.unit, at + 1)) >= 0:
+            there = len(found) - at
             for head, size in heads:
-                there = len(found) - at
                 if not found.startswith(head[:there], at):
                     continue
                 if there < size:  # what follows is looked at all the same: this may be noise that looks like a beginning

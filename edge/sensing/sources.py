@@ -225,7 +225,7 @@ class SerialSource(PortSource):
     def _begin(self) -> None:
         # Opening empties the driver's buffer, so the first bytes may begin anywhere.
         self._decoder.reset()
-        self._received, self._corrupt_before = 0, self._decoder.corrupt
+        self._silent_since(self._decoder.corrupt)
 
     def _next(self, port: serial.Serial) -> tuple[int, Samples]:
         data = self._read(port)
@@ -234,9 +234,14 @@ class SerialSource(PortSource):
         samples = self._decoder.feed(data, now_ns)
         if len(samples):
             self._newest_ns = int(samples.time_ns[-1])
+            self._silent_since(self._decoder.corrupt)
             if self.config.clock == "sensor":
                 samples = dataclasses.replace(samples, arrived_ns=now_ns)
         return now_ns, samples
+
+    def _silent_since(self, corrupt: int) -> None:
+        """Only what came after the last sample can tell why no other did."""
+        self._received, self._corrupt_before = 0, corrupt
 
     def _read(self, port: serial.Serial) -> bytes:
         """All that arrives within `collect_s` of the first byte; nothing when none comes within `IDLE_S`."""

@@ -15,7 +15,7 @@ from edge.errors import ConfigError
 from edge.sensing.decoders.frames import MAX_ENCODED, FrameDecoder, cobs_decode, cobs_encode, encode_frame
 from edge.sensing.windows import Windower
 from edge.signal import Float32
-from edge.testing import feed_all, flip_bits, split
+from edge.testing import feed_all
 
 PERIOD_NS = 2_500_000.0  # 400 Hz
 N = 8
@@ -107,52 +107,7 @@ def test_the_largest_frame_fits() -> None:
     assert np.array_equal(FrameDecoder("abcdefgh", "abcdefgh", PERIOD_NS).feed(sent, 0).x, x)
 
 
-# Damage.
-
-
-def flood(rng: np.random.Generator, count: int, rate: float) -> tuple[bytes, set[float], set[bytes]]:
-    """Frames with damaged bits: the bytes, the first values of undamaged frames, and all true samples."""
-    x = ramp(count * 4, 2)
-    undamaged: set[float] = set()
-    out = []
-    for at, frame in enumerate(cut(x, 4)):
-        hit = flip_bits(frame, rng, rate)
-        out.append(hit)
-        if hit == frame:
-            undamaged.add(float(at * 4))
-    return b"".join(out), undamaged, {column.tobytes() for column in x.T}
-
-
-def wrong_and_missed(data: bytes, undamaged: set[float], right: set[bytes], rng: np.random.Generator) -> tuple[int, float]:
-    x = feed_all(decoder(), split(data, rng, 500)).x
-    wrong = sum(column.tobytes() not in right for column in x.T)
-    return wrong, len(undamaged - set(x[0].tolist())) / len(undamaged)
-
-
-def test_at_a_bit_error_rate_of_1e_3_no_value_is_wrong_and_99_percent_of_the_undamaged_frames_get_through() -> None:
-    rng = np.random.default_rng(1)
-    data, undamaged, right = flood(rng, 20_000, 1e-3)
-    wrong, missed = wrong_and_missed(data, undamaged, right, rng)
-    assert wrong == 0
-    assert missed < 0.01
-
-
-def test_without_the_checksum_wrong_values_would_get_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Negative control of the test above."""
-    rng = np.random.default_rng(1)
-    data, undamaged, right = flood(rng, 2_000, 1e-3)
-
-    class Blind(FrameDecoder):
-        def _parse(self, piece: bytes) -> tuple[int, int, Float32] | str:
-            payload = cobs_decode(piece)
-            if payload is None or len(payload) < 20:
-                return "too short"
-            body = bytes(payload[:-4])
-            return super()._parse(cobs_encode(body + zlib.crc32(body).to_bytes(4, "little")))
-
-    monkeypatch.setitem(globals(), "decoder", lambda: Blind("ab", "ab", PERIOD_NS))
-    wrong, _ = wrong_and_missed(data, undamaged, right, rng)
-    assert wrong > 100
+# Damage. What a noisy line does is in tests/soak/test_serial.py.
 
 
 @given(st.integers(0, 2**32 - 1), st.data())

@@ -130,6 +130,15 @@ def test_a_silent_sensor_lets_the_caller_live_and_is_lost_after_a_while(sensor: 
     assert made._port is None
 
 
+def test_a_sensor_that_falls_silent_is_not_told_to_be_of_another_format(sensor: Sensor) -> None:
+    made = source(sensor, silence_s=0.3)
+    stream = open_stream(made)
+    sensor.write(sensor.frame())
+    take(stream, N)
+    with pytest.raises(SourceLostError, match="nothing arrives at all"):
+        list(stream)
+
+
 def test_a_sensor_that_sends_now_and_then_is_alive(sensor: Sensor) -> None:
     made = source(sensor, silence_s=0.5)
     stream = open_stream(made)
