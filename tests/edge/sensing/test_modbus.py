@@ -195,13 +195,19 @@ def noisy(count: int, rate: float, rng: np.random.Generator) -> tuple[int, int, 
     return wrong, missed, undamaged
 
 
-def test_on_a_noisy_line_no_value_is_wrong_and_no_right_one_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong, missed, undamaged = noisy(3000, 1e-2, np.random.default_rng(1))
+@pytest.mark.parametrize(("count", "rate"), [(3000, 1e-2), pytest.param(1_000_000, 1e-3, marks=pytest.mark.soak)])
+def test_on_a_noisy_line_no_value_is_wrong_and_no_right_one_missed(count: int, rate: float) -> None:
+    wrong, missed, undamaged = noisy(count, rate, np.random.default_rng(1))
+    print(f"{count} answers at {rate:g}, {undamaged} undamaged, {missed} of them missed, {wrong} wrong values")
     assert (wrong, missed) == (0, 0)
-    assert undamaged > 1000
+    assert undamaged > count / 3
+
+
+def test_without_the_checksum_wrong_values_would_get_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test above."""
     monkeypatch.setattr(FramerRTU, "check_CRC", classmethod(lambda cls, data, check: True))
     wrong, _, _ = noisy(3000, 1e-2, np.random.default_rng(1))
-    assert wrong > 100, "the control: without the checksum wrong values get through"
+    assert wrong > 100
 
 
 def values_from_garbage(total: int, rng: np.random.Generator, head: bytes = b"") -> int:
