@@ -527,3 +527,29 @@ registers = [{{channel = "t", address = 0, scale = 0.1}}, {{channel = "p", addre
         code, _, err = run(*record, *wrong)
         assert code == 2
         assert says in err
+
+
+def test_check_names_the_register_that_is_refused(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "device.toml"
+    config.write_text(
+        f"""\
+node = "n"
+bundle = "{build(tmp_path / "small.amiss")}"
+state_dir = "{tmp_path}/state"
+[streams.s]
+port = "{tmp_path}/tty"
+format = "modbus"
+[streams.s.modbus]
+parity = "none"
+registers = [{{channel = "current", address = 0}}, {{channel = "vibration", address = 40}}]
+[mqtt]
+host = "127.0.0.1"
+port = 1
+"""
+    )
+    with Slave(tmp_path / "tty", registers={("holding", 0): 215}):
+        _, out, err = run("check", "--config", config)
+    assert re.search(
+        r"modbus of 2 channels, but no value of vibration, \d+ damaged: unit 1 refuses holding register 40: no such register",
+        out + err,
+    )

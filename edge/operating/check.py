@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,8 @@ from edge.delivery.outbox import Outbox
 from edge.errors import AmissError
 from edge.sensing.sources import port_source
 
+LOOKS = 10
+"""Times that something came until a channel without a value is one that has none."""
 LISTEN_S = 3.0
 """How long to listen to a port, or for three samples of a slow sensor."""
 
@@ -68,11 +71,15 @@ def _port(config: DeviceConfig, name: str, bundle: Bundle) -> str:
     listening = msgspec.structs.replace(stream, silence_s=max(LISTEN_S, 3 / bundle.manifest.rate_hz))
     with closing(port_source(listening, bundle.channels, bundle.manifest.rate_hz)) as source:
         # Silence and garbage end this loop as SourceLostError, which says what to do about it.
-        first = next(samples for samples in source.samples() if len(samples))
+        seen = np.zeros(len(bundle.channels), bool)
+        for samples in islice((samples for samples in source.samples() if len(samples)), LOOKS):
+            seen |= np.isfinite(samples.x).any(axis=1)
+            if seen.all():
+                break
     damaged = f", {source.corrupt} damaged: {source.trouble}" if source.corrupt else ""
-    without = [channel for channel, x in zip(bundle.channels, first.x, strict=True) if np.isnan(x).all()]
+    without = [channel for channel, there in zip(bundle.channels, seen, strict=True) if not there]
     absent = f", but no value of {', '.join(without)}" if without else ""
-    return f"{stream.port} delivers {stream.format} of {len(first.x)} channels{absent}{damaged}"
+    return f"{stream.port} delivers {stream.format} of {len(seen)} channels{absent}{damaged}"
 
 
 def _broker(config: DeviceConfig) -> str:

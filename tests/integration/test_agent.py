@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from modbus_slave import Slave
 from mosquitto import Listener, Mosquitto, until
 from small_bundle import CHANNELS, build, normal
 
@@ -258,3 +259,40 @@ def test_text_lines_in_fits_and_starts_are_one_unbroken_stream(
             ("anomaly_started", "current")
         ]
     port.close()
+
+
+def test_a_device_that_has_to_be_asked_from_the_register_to_the_alert(
+    tmp_path: Path, bundle: Path, mosquitto: Mosquitto
+) -> None:
+    """Modbus RTU, with a line that loses an answer now and then."""
+    x, start = normal(4000, seed=5), time.monotonic()
+    faulty = threading.Event()
+
+    def measure(device: Slave) -> None:
+        now = min(round((time.monotonic() - start) * RATE_HZ), x.shape[1] - 1)
+        for address, value in enumerate((x[0, now], x[1, now] + 4 * faulty.is_set())):
+            device.registers["input", address] = round(float(value) * 1000) & 0xFFFF
+
+    config = configure(tmp_path, bundle, mosquitto.port)
+    modbus = """format = "modbus"
+[streams.s.modbus]
+unit = 9
+parity = "none"
+timeout_s = 0.01
+registers = [
+  {channel = "current", kind = "input", address = 1, scale = 0.001},
+  {channel = "vibration", kind = "input", address = 0, scale = 0.001},
+]
+"""
+    config.write_text(config.read_text().replace('clock = "sensor"\nsilence_s = 1.0', modbus))
+    device = Slave(tmp_path / "tty", unit=9, tick=measure)
+    device.spoil = lambda answer: [answer[:5]] if len(device.requests) % 50 == 0 else [answer]
+    with device, Listener(mosquitto.port, "amiss/#") as listener, agent(config):
+        wait_for(listener, "amiss/n/s/availability", b"online", 20)
+        time.sleep(2.0)
+        before = [event["type"] for event in events(listener)]
+        faulty.set()
+        listener.wait(lambda _: "anomaly_started" in [event["type"] for event in events(listener)][len(before) :])
+        assert "anomaly_started" not in before
+        started = next(event for event in events(listener) if event["type"] == "anomaly_started")
+        assert started["channels"][0]["channel"] == "current"
