@@ -6,15 +6,12 @@ OPTIONS (JSON): `streams`, `requests` and `prefix` of device.toml; `deaf`: does 
 announcements time runs 20 times as fast, so that a test need not wait for them.
 """
 
-import contextlib
 import json
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
-
-from mosquitto import Listener
 
 from edge.config import DeviceConfig, parse
 from edge.delivery import Delivery, topics
@@ -23,6 +20,7 @@ from edge.delivery.mqtt import MqttSink
 from edge.delivery.outbox import Outbox
 from edge.delivery.topics import InfoPayload, ModelInfo, StatePayload
 from edge.event import Event, Share
+from edge.files import at_once
 
 NODE = "pump-7"
 
@@ -66,6 +64,10 @@ def event(number: int) -> Event:
     )
 
 
+def now_s() -> float:
+    return 20 * time.monotonic()
+
+
 def main(folder: Path, port: int, options: dict[str, Any]) -> None:
     config = configuration(port, options)
     outbox = Outbox(folder / "outbox.db", device=NODE, boot=f"{time.time_ns():x}")
@@ -73,35 +75,17 @@ def main(folder: Path, port: int, options: dict[str, Any]) -> None:
     remembered = folder / "homeassistant.json"
     memory = remembered.read_bytes() if remembered.exists() else b""
     if (stale := stale_topic(config, memory)) is not None:
-        delivery.publish_retained(stale, b"")
+        delivery.forget_retained(stale)
     assistant = None
     if config.homeassistant is not None:
         assistant = HomeAssistant(config, judged_every_s=0.2, memory=memory, chance=lambda: 0.05)
+        if not options.get("deaf"):
+            heard = assistant.heard
+            delivery.subscribe(assistant.status_topic, lambda topic, payload: heard(topic, payload, now_s()))
     about, state = info(), {"anomaly": False, "maintenance": False}
     mute: set[str] = set()
     delivery.set_info(about)
     delivery.start()
-
-    def now_s() -> float:
-        return 20 * time.monotonic()
-
-    def listen() -> None:
-        """Until somebody is there."""
-        while True:
-            with contextlib.suppress(OSError, AssertionError):
-                listener = Listener(port, f"{config.homeassistant.prefix}/status")
-                break
-            time.sleep(0.05)
-        told = 0
-        while True:
-            for one in listener.heard[told:]:
-                told += 1
-                assert assistant is not None
-                assistant.heard(one.topic, one.payload, now_s())
-            time.sleep(0.02)
-
-    if assistant is not None and not options.get("deaf"):
-        threading.Thread(target=listen, daemon=True).start()
 
     def obey() -> None:
         nonlocal about
@@ -134,7 +118,8 @@ def main(folder: Path, port: int, options: dict[str, Any]) -> None:
         delivery.check()
         if assistant is not None and assistant.due(now_s()):
             announced = assistant.announcement(about, now_s())
-            remembered.write_bytes(assistant.memory())
+            with at_once(remembered) as draft:
+                draft.write_bytes(assistant.memory())
             delivery.publish_retained(*announced)
         time_ns = time.time_ns()
         for stream in config.streams.keys() - mute:

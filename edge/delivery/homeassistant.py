@@ -18,6 +18,7 @@ What Home Assistant's MQTT integration does decides what is done here:
 
 import math
 import random
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
@@ -261,9 +262,11 @@ _NAMES = {"queued": "waiting records", "false_alarms": "false alarms per week", 
 
 def _entity(node: str, stream: str, what: str, component: Component) -> Component:
     own = f"{stream}.{what}" if stream else what
-    slug = f"{node}.{own}".replace("-", "_").replace(".", "_")
+    name = " ".join(filter(None, (stream, _NAMES.get(what, what.replace("_", " ")))))
+    # What Home Assistant before 2025.10 makes of the names by itself, so that automations fit both.
+    slug = re.sub(r"[^a-z0-9]+", "_", f"{node} {name}")
     return component | {
-        "name": " ".join(filter(None, (stream, _NAMES.get(what, what.replace("_", " "))))),
+        "name": name,
         "unique_id": f"amiss.{node}.{own}",
         "default_entity_id": f"{component['platform']}.{slug}",
     }

@@ -46,9 +46,9 @@ class Device:
 
 
 EXPECTED = {
-    "sensor.pump_7_queued": "0",
+    "sensor.pump_7_waiting_records": "0",
     "update.pump_7_model": "off",
-    "number.pump_7_false_alarms": "2.0",
+    "number.pump_7_false_alarms_per_week": "2.0",
 } | {
     f"{platform}.pump_7_{stream}_{what}": state
     for stream in ("pump", "fan")
@@ -203,8 +203,8 @@ def test_what_a_person_does_arrives_as_a_request(tmp_path: Path, mosquitto: Mosq
         assistant.press("button.pump_7_fan_roll_back")
         assistant.turn("switch.pump_7_pump_maintenance", True)
         assistant.turn("switch.pump_7_pump_maintenance", False)
-        assistant.set("number.pump_7_false_alarms", 4)
-        assistant.set("number.pump_7_false_alarms", 0.5)
+        assistant.set("number.pump_7_false_alarms_per_week", 4)
+        assistant.set("number.pump_7_false_alarms_per_week", 0.5)
         listener.wait(lambda heard: len(heard) == 7)
         assert [(one.topic.rpartition("/")[2], json.loads(one.payload)) for one in listener.heard] == [
             ("feedback", {"stream": "pump", "verdict": "false_alarm"}),
