@@ -90,6 +90,15 @@ def example_is_announced(said: dict[str, Any]) -> None:
         assert component_trouble(rest.pop("platform"), rest) == ""
 
 
+def test_the_how_to_names_entities_that_there_are() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "howto" / "home-assistant.md").read_text()
+    config = {"node": NODE, "bundle": "m", "streams": {"pump": {"port": "p"}}, "homeassistant": {}}
+    there = {component["default_entity_id"] for component in components(parse(config), 0.1).values()}
+    named = set(re.findall(r"\b[a-z_]+\.pump_7_\w+", text))
+    assert len(named) >= 10
+    assert named <= there
+
+
 def missing(said: Any, known: Any, at: str = "") -> set[str]:
     """Keys, as paths, that are in `said` and not in `known`."""
     if isinstance(said, dict) and isinstance(known, dict):
