@@ -1,10 +1,10 @@
 """A stand-in for Home Assistant: a client of a real broker that holds the rules of its MQTT integration for device discovery.
 
 The rules were read from Home Assistant 2026.2.3 (`homeassistant/components/mqtt`: discovery, schemas, entity, client and the
-platforms below) and are held here in our own words. What `tests/integration/test_home_assistant.py` asks of this stand-in was
-once asked of Home Assistant 2025.4.4 itself, with the same device, and came out the same. Stricter than the original in one point: a key that it would drop in
-silence is a complaint here. Left out: states restored after its restart, device triggers and tags, single-component discovery,
-abbreviations, everything about people's interface.
+platforms below) and are held here in our own words. Entities, states, commands, events, a dead device, a killed broker, its own
+restart and what is taken back were once tried with Home Assistant 2025.4.4 itself, and came out the same. Stricter than the
+original in one point: a key that it would drop in silence is a complaint here. Left out: states restored after its restart,
+device triggers and tags, single-component discovery, abbreviations, everything about people's interface.
 """
 
 import contextlib
