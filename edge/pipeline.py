@@ -193,8 +193,9 @@ class Pipeline:
             alerts, now = self._alerts(part)
             end_ns = part.windows.end_ns
             events += alerts
-            events += self.settling.update(end_ns, part.outputs, part.alone, now, alerts)
-            events += self.drift.update(end_ns, part.outputs, part.alone, ~(now | part.forgiven))
+            asked, unrest = self.settling.update(end_ns, part.outputs, part.alone, now, alerts)
+            events += asked
+            events += self.drift.update(end_ns, part.outputs, part.alone, ~(unrest | part.forgiven))
             active.append(now)
             at += len(now)
         return events, np.concatenate(active)

@@ -1,7 +1,7 @@
 """Slow change, and change that has come to stay.
 
-    windows outside of episodes ──blocks──▶ Drift ─────▶ `drift`, when it begins and when it is over
-    windows inside of an episode ─parts───▶ Settling ──▶ `new_normal`, once: is this how it runs from now on?
+    windows of quiet times ─blocks─▶ Drift ─────▶ `drift`, when it begins and when it is over
+    windows of unrest ──────parts──▶ Settling ──▶ `new_normal`, once: is this how it runs from now on?
 
 Both see what the reference sees (`edge.scoring.reference`): the score, and of each channel shape, level and movement, and the
 embedding. What is kept is sums of blocks, however many windows there are in one.
@@ -36,11 +36,11 @@ class Drift:
 
     Page's cumulative sum (Page 1954, "Continuous inspection schemes"; Lorden 1971 shows that none is quicker for as few false
     alarms), of the means of blocks, on either side and for each quantity: S ← max(0, S + |mean| − allowance), told above
-    `THRESHOLD` allowances and over when it is back at 0. The allowance is half a usual spread, or twice the spread of the
-    reference's own blocks where those vary more; so a machine that goes to and fro within the time the reference saw does not
-    drift. Blocks count windows, not time: a gap is no change.
+    `THRESHOLD` allowances and over when it is back at 0. The allowance is three tenths of a usual spread, or twice the spread
+    of the reference's own blocks where those vary more; so a machine that goes to and fro within the time the reference saw
+    does not drift. Blocks count windows, not time: a gap is no change.
 
-    Windows of episodes are not looked at. A change that is sudden but too small for an alarm is told as drift too.
+    Windows of unrest are not looked at. A change that is sudden but too small for an alarm is told as drift too.
     """
 
     def __init__(
@@ -160,7 +160,10 @@ class Drift:
 class Settling:
     """Has the machine settled in an anomaly that lasts? Asked once an episode, and once about one state.
 
-    The newest stretch of the episode, `settle_s` long and at least two blocks of the reference, has no trend and does not
+    An episode begins an unrest. It is over when no episode has been on for an eighth of the stretch that is looked at: a change
+    that the alarm only just sees goes on and off, and is one change all the same.
+
+    The newest stretch of the unrest, `settle_s` long and at least two blocks of the reference, has no trend and does not
     vary more and more: in every quantity the means of its halves differ by no more than blocks may, the spread of both is like
     the reference's or like each other, and the means of its eighths do not go one way (Mann 1945, "Nonparametric tests
     against trend"). An anomaly that still evolves fails one of them; it is asked about when it has stopped.
@@ -175,7 +178,10 @@ class Settling:
         longest_ns = max(settle_s * 1e9, SETTLE_WINDOWS * window_ns, 2 * float(reference.block[0]) * window_ns)
         self._part = max(1, math.ceil(longest_ns / hop_ns / PARTS))
         self._every = _every(self._part, window_ns / hop_ns)
-        self._episode: Event | None = None  # that began it, and that nobody was asked about yet
+        self._episode: Event | None = None  # that began it, or the newest one
+        self._began_ns = 0
+        self._open = False  # nobody was asked about this unrest yet
+        self._quiet = 0  # windows since an episode was on
         self._asked: Float64 | None = None  # the state that was last asked about
         self._parts: deque[tuple[Float64, Float64]] = deque(maxlen=PARTS)  # mean and mean square of each, (Q − 1 + D,)
         self._count = self._looked = 0
@@ -188,20 +194,31 @@ class Settling:
         """So many windows fit into the part that is being filled."""
         return self._part - self._count
 
-    def update(self, end_ns: Int64, outputs: Outputs, score: Float32, active: Bool, alerts: Sequence[Event]) -> list[Event]:
-        """Windows in order of time, at most `room` of them; `active` (B,) and `alerts` as the alarm gave them."""
-        if not active.any():
-            self._episode = None
-            return []
+    def update(
+        self, end_ns: Int64, outputs: Outputs, score: Float32, active: Bool, alerts: Sequence[Event]
+    ) -> tuple[list[Event], Bool]:
+        """Windows in order of time, at most `room` of them; `active` (B,) and `alerts` as the alarm gave them.
+
+        Returns the events and, per window, whether it was one of unrest.
+        """
+        unrest = active.copy()
+        if self._episode is None and not active.any():
+            return [], unrest
         begun = {event.time_ns: event for event in alerts if event.type == "anomaly_started"}
         found: list[Event] = []
-        for i in np.flatnonzero(active).tolist():
+        for i in range(len(end_ns)):
             if (event := begun.get(int(end_ns[i]))) is not None:
+                if self._episode is None:
+                    self._began_ns, self._open = event.since_ns, True
+                    self._parts.clear()
+                    self._restart()
                 self._episode = event
-                self._parts.clear()
-                self._restart()
+            self._quiet = 0 if active[i] else self._quiet + 1
+            if self._quiet > self._part:
+                self._episode = None
             if self._episode is None:
                 continue
+            unrest[i] = True
             if self._count % self._every == 0:
                 one = slice(i, i + 1)
                 row = np.concatenate(
@@ -215,12 +232,12 @@ class Settling:
                 self._parts.append((self._total / self._looked, self._squares / self._looked))
                 self._restart()
                 found += self._asks(int(end_ns[i]))
-        return found
+        return found, unrest
 
     def _asks(self, time_ns: int) -> list[Event]:
-        if len(self._parts) < PARTS or self._episode is None or not self._settled():
+        if len(self._parts) < PARTS or self._episode is None or not self._open or not self._settled():
             return []
-        event, self._episode = self._episode, None
+        self._open = False
         state: Float64 = self._means().mean(axis=0)
         if self._asked is not None and (np.abs(state - self._asked) <= self._tolerance()).all():
             return []  # the same state as before: an alarm that goes on and off does not ask again and again
@@ -230,9 +247,9 @@ class Settling:
         return [
             Event(
                 type="new_normal",
-                episode=event.episode,
+                episode=self._episode.episode,
                 time_ns=time_ns,
-                since_ns=event.since_ns,
+                since_ns=min(self._began_ns, time_ns),
                 channels=shares_of(moved, self._channels),
                 model=self._model,
                 reason=said(moved, self._channels),

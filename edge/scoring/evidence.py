@@ -39,12 +39,13 @@ class Evidence:
 
 
 class _Few:
-    """Some of many windows, whose number nobody knows before: each so many-th, and twice as many-th when there are too many."""
+    """Some of many windows, whose number nobody knows before, evenly: each so many-th, and when there are too many, one by one,
+    only each twice as many-th."""
 
     def __init__(self) -> None:
         self.seen = 0
         self._every = 1
-        self._kept: list[tuple[int, Float32]] = []
+        self._kept: list[tuple[int, int, Float32]] = []  # number, time, window
         self._strangest: tuple[int, Float32] | None = None
         self._score = -np.inf
 
@@ -54,14 +55,18 @@ class _Few:
             copy = x.copy()
             self._score, self._strangest = score, (end_ns, copy)
         if self.seen % self._every == 0:
-            self._kept.append((end_ns, x.copy() if copy is None else copy))
-            if len(self._kept) == MOST:
-                self._kept, self._every = self._kept[::2], 2 * self._every
+            self._kept.append((self.seen, end_ns, x.copy() if copy is None else copy))
+            while len(self._kept) == MOST:
+                odd = [i for i, (number, _, _) in enumerate(self._kept) if number % (2 * self._every)]
+                if odd:
+                    del self._kept[odd[0]]
+                else:
+                    self._every *= 2
         self.seen += 1
 
     def arrays(self) -> tuple[Int64, Float32]:
         if self._strangest is None:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        both = dict([*self._kept, self._strangest])
+        both = dict([*(one[1:] for one in self._kept), self._strangest])
         times = sorted(both)
         return np.array(times, np.int64), np.stack([both[time] for time in times])

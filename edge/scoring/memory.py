@@ -186,10 +186,10 @@ class _Ready:
     """(P, R, C)"""
     e: Float32
     """(P, D)"""
-    near: Float32
-    """(P, G)"""
-    touched: Bool
-    """(P, G) in which it is out of the ordinary."""
+    squares: Float32
+    """(P, G) how near is near, as sum of squares."""
+    untouched: Bool
+    """(P, G) in which it is ordinary."""
 
     @classmethod
     def of(cls, reference: Reference, names: list[_Prototypes]) -> Self:
@@ -201,16 +201,23 @@ class _Ready:
             own = np.quantile(apart.min(axis=1), 0.9, axis=0) if len(one) > 1 else np.zeros(len(reference.near))
             near.append(np.tile(np.clip(own, reference.near, _WIDEST * reference.near), (len(one), 1)))
         z, e = (np.concatenate(parts) for parts in zip(*(_measured(reference, one) for one in names), strict=True))
-        return cls(z, e, np.concatenate(near).astype(np.float32), grouped(z, e) > reference.limit)
+        terms = np.array([z.shape[1]] * z.shape[2] + [e.shape[1]])
+        squares = (np.concatenate(near) ** 2 * terms).astype(np.float32)
+        return cls(z, e, squares, grouped(z, e) <= reference.limit)
 
     def like(self, reference: Reference, outputs: Outputs) -> Bool:
         """(B,) whether each window is like one of them."""
         z, e = reference.standardised(quantities(outputs)), reference.embedded(outputs)
         ordinary = grouped(z, e) <= reference.limit  # (B, G)
         found = np.zeros(len(z), bool)
+        channels = self.z.shape[2]
+        close = np.empty(self.squares.shape, bool)
         for i in range(len(z)):  # window by window, or a burst would take as much memory as prototypes times windows
-            close = grouped(self.z - z[i], self.e - e[i]) <= self.near  # (P, G)
-            found[i] = (close | (ordinary[i] & ~self.touched)).all(axis=1).any()
+            apart = self.z - z[i]
+            np.less_equal(np.einsum("prc,prc->pc", apart, apart), self.squares[:, :channels], out=close[:, :channels])
+            away = self.e - e[i]
+            np.less_equal(np.einsum("pd,pd->p", away, away), self.squares[:, channels], out=close[:, channels])
+            found[i] = (close | (self.untouched & ordinary[i])).all(axis=1).any()
         return found
 
 

@@ -21,7 +21,7 @@ BLOCKS = 8
 """So many blocks the reference is cut into. What a machine does in turn within an eighth of the time is in every block."""
 FEWEST = 16
 """Windows. With so few the blocks vary much, so much is allowed, and little is ever told."""
-ALLOWED = 0.5
+ALLOWED = 0.3
 """Usual spreads that a block may be off, if those of the reference do not vary more."""
 CLIP = 3.0
 """Usual spreads; no window counts for more, so that a block is about most of its windows."""
@@ -151,8 +151,8 @@ def quantities(outputs: Outputs, rows: int | None = None) -> Float32:
 
 
 def bounded(z: Float32) -> Float32:
-    """No farther than a thousand spreads, and finite: what is not is as far as can be."""
-    found: Float32 = np.fmin(np.fmax(np.nan_to_num(z, nan=1e3), -1e3), 1e3)
+    """No farther than a thousand spreads, and finite: what is not a number is as far as can be."""
+    found: Float32 = np.fmin(np.fmax(z, np.float32(-1e3)), np.float32(1e3))  # they take the number where the other is NaN
     return found
 
 
@@ -188,6 +188,7 @@ def _nearness(reference: Reference, outputs: Outputs) -> tuple[Float32, Float32]
 def grouped(z: Float32, e: Float32) -> Float32:
     """Quantities (…, R, C) and embeddings (…, D) in usual spreads → (…, G) root mean square of each channel's and of the
     embedding's."""
-    channels = np.sqrt(np.square(z).mean(axis=-2))
-    found: Float32 = np.concatenate([channels, np.sqrt(np.square(e).mean(axis=-1, keepdims=True))], axis=-1)
+    squares = np.einsum("...rc,...rc->...c", z, z) / np.float32(z.shape[-2])
+    rest = np.einsum("...d,...d->...", e, e)[..., None] / np.float32(e.shape[-1])
+    found: Float32 = np.sqrt(np.concatenate([squares, rest], axis=-1))
     return found
