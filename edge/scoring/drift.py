@@ -129,7 +129,7 @@ class Drift:
             return []
         if self.active:
             self._episode, self._since_ns = self._new_episode(), int(self._since[self._told].min())
-            moved = np.where(self._told.any(axis=0), mean, 0.0)
+            moved = np.where(np.abs(mean) > self._reference.allowance, mean, 0.0)
             self._reason = said(moved, self._channels)
             self._shares = shares_of(moved, self._channels)
             return [self._event(time_ns, None)]

@@ -186,8 +186,8 @@ class _Ready:
     """(P, R, C)"""
     e: Float32
     """(P, D)"""
-    squares: Float32
-    """(P, G) how near is near, as sum of squares."""
+    near: Float32
+    """(P, G)"""
     untouched: Bool
     """(P, G) in which it is ordinary."""
 
@@ -201,22 +201,19 @@ class _Ready:
             own = np.quantile(apart.min(axis=1), 0.9, axis=0) if len(one) > 1 else np.zeros(len(reference.near))
             near.append(np.tile(np.clip(own, reference.near, _WIDEST * reference.near), (len(one), 1)))
         z, e = (np.concatenate(parts) for parts in zip(*(_measured(reference, one) for one in names), strict=True))
-        terms = np.array([z.shape[1]] * z.shape[2] + [e.shape[1]])
-        squares = (np.concatenate(near) ** 2 * terms).astype(np.float32)
-        return cls(z, e, squares, grouped(z, e) <= reference.limit)
+        return cls(z, e, np.concatenate(near).astype(np.float32), grouped(z, e) <= reference.limit)
 
     def like(self, reference: Reference, outputs: Outputs) -> Bool:
         """(B,) whether each window is like one of them."""
         z, e = reference.standardised(quantities(outputs)), reference.embedded(outputs)
         ordinary = grouped(z, e) <= reference.limit  # (B, G)
         found = np.zeros(len(z), bool)
-        channels = self.z.shape[2]
-        close = np.empty(self.squares.shape, bool)
+        squares = self.near[:, -1] ** 2 * np.float32(self.e.shape[1])
+        close = np.empty(self.near.shape, bool)
         for i in range(len(z)):  # window by window, or a burst would take as much memory as prototypes times windows
-            apart = self.z - z[i]
-            np.less_equal(np.einsum("prc,prc->pc", apart, apart), self.squares[:, :channels], out=close[:, :channels])
+            np.less_equal(np.abs(self.z - z[i]).max(axis=1), self.near[:, :-1], out=close[:, :-1])
             away = self.e - e[i]
-            np.less_equal(np.einsum("pd,pd->p", away, away), self.squares[:, channels], out=close[:, channels])
+            np.less_equal(np.einsum("pd,pd->p", away, away), squares, out=close[:, -1])
             found[i] = (close | (self.untouched & ordinary[i])).all(axis=1).any()
         return found
 

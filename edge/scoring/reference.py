@@ -186,9 +186,8 @@ def _nearness(reference: Reference, outputs: Outputs) -> tuple[Float32, Float32]
 
 
 def grouped(z: Float32, e: Float32) -> Float32:
-    """Quantities (…, R, C) and embeddings (…, D) in usual spreads → (…, G) root mean square of each channel's and of the
-    embedding's."""
-    squares = np.einsum("...rc,...rc->...c", z, z) / np.float32(z.shape[-2])
-    rest = np.einsum("...d,...d->...", e, e)[..., None] / np.float32(e.shape[-1])
-    found: Float32 = np.sqrt(np.concatenate([squares, rest], axis=-1))
+    """Quantities (…, R, C) and embeddings (…, D) in usual spreads → (…, G): the largest of each channel's, one that is far off
+    is not to drown among others; and the root mean square of the embedding, whose dimensions mean nothing by themselves."""
+    rest = np.sqrt(np.einsum("...d,...d->...", e, e)[..., None] / np.float32(e.shape[-1]))
+    found: Float32 = np.concatenate([np.abs(z).max(axis=-2), rest], axis=-1)
     return found
