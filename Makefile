@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect format clean mosquitto chromium qemu
+.PHONY: demo test arm64 soak check bench bench-detect format clean mosquitto chromium systemd qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Two at a time: most tests wait for a broker, a port or a process of their own for much of their time.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -79,6 +79,13 @@ mosquitto chromium:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
 	else echo "the tests need $@: sudo apt-get install -y $@" >&2; exit 1; fi
+
+# Only its tools are used, to judge the unit file; it is never started.
+systemd:
+	@command -v systemd-analyze >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends systemd >/dev/null; \
+	else echo "the tests need systemd-analyze: sudo apt-get install -y systemd" >&2; exit 1; fi
 
 qemu:
 	@command -v qemu-aarch64 >/dev/null && command -v mmdebstrap >/dev/null && command -v cc >/dev/null && exit 0; \

@@ -40,14 +40,18 @@ def versions() -> dict[str, str]:
     }
 
 
-def clock_synced() -> bool | None:
+def clock_synced(run: Path = Path("/run")) -> bool | None:
     """Has something (NTP, GPS) set this computer's clock?"""
     try:
         # A zeroed struct timex asks and changes nothing; 512 bytes are more than it has on any platform.
         state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
     except (OSError, AttributeError):
-        return None
-    return None if state < 0 else state != _TIME_ERROR
+        state = -1
+    if state >= 0:
+        return bool(state != _TIME_ERROR)
+    # A service that may not set the clock (ProtectClock=) may not ask the kernel either: systemd-timesyncd leaves a file.
+    timesync = run / "systemd/timesync"
+    return (timesync / "synchronized").exists() if timesync.is_dir() else None
 
 
 def resident_bytes() -> int | None:
