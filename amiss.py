@@ -560,14 +560,30 @@ def ask(
 
 @app.command()
 def check(config: ConfigFile, as_json: Json = False) -> None:
-    """Try everything that `amiss run` needs: configuration, model, state folder, port and broker."""
-    from edge.operating.check import check as examine
+    """Try what `amiss run` needs to start: configuration, model, state folder, ports and broker."""
+    _examine(config, as_json, quick=True)
 
-    findings = examine(config)
-    data = [{"what": f.what, "ok": f.ok, "message": f.message} for f in findings]
-    _print(data, [f"{'ok  ' if f.ok else 'FAIL'}  {f.what}: {f.message}" for f in findings], as_json)
-    if failed := [f for f in findings if not f.ok]:
-        raise typer.Exit(failed[0].exit_code)
+
+@app.command()
+def doctor(config: ConfigFile, as_json: Json = False) -> None:
+    """Look at everything that goes wrong on a device, and name the command that mends it. Disturbs no agent that runs."""
+    _examine(config, as_json, quick=False)
+
+
+def _examine(config: Path, as_json: bool, *, quick: bool) -> None:
+    import os
+    import shutil
+
+    from edge.operating import finding
+    from edge.operating.doctor import examine
+
+    findings = examine(config, quick=quick)
+    terminal = sys.stdout.isatty()
+    colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    width = shutil.get_terminal_size().columns if terminal else 100
+    _print(finding.as_data(findings), finding.table(findings, colour=colour, width=width), as_json)
+    if code := finding.exit_code(findings):
+        raise typer.Exit(code)
 
 
 @config_app.command("schema")

@@ -24,7 +24,9 @@ import errno
 import logging
 import math
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -731,3 +733,42 @@ def _ensure_writable(file: Path) -> None:
     for place in (path, file):
         if place.exists() and not os.access(place, os.W_OK):
             raise AccessError(f"{place}: not writable; give it to the user that runs the agent or choose another state_dir")
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is in an outbox that no agent has open."""
+
+    waiting: int
+    oldest_ns: int | None
+    """Epoch, of what waits."""
+    parked: int
+    reason: str
+    """Why the newest parked record was refused."""
+
+
+def look(path: Path) -> Backlog:
+    """Look into the file without touching it: opening it would take its lock, and as root make files of root's.
+
+    Raises `StorageError` when it is damaged or cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="amiss-outbox-") as folder:
+        copy = Path(folder) / "outbox.db"
+        try:
+            shutil.copyfile(path, copy)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}-wal", f"{copy}-wal")
+            with contextlib.closing(sqlite3.connect(copy)) as connection:
+                if (trouble := connection.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+                    raise _Damaged(trouble)
+                waiting, oldest_ns = connection.execute(
+                    "SELECT count(*), min(time_ns) FROM record WHERE reason IS NULL"
+                ).fetchone()
+                parked = connection.execute("SELECT count(*) FROM record WHERE reason IS NOT NULL").fetchone()[0]
+                last = connection.execute("SELECT reason FROM record WHERE reason IS NOT NULL ORDER BY time_ns DESC LIMIT 1")
+                reason = (last.fetchone() or ("",))[0]
+        except sqlite3.DatabaseError as error:
+            raise StorageError(f"{path}: damaged ({error}); the agent moves it aside at its next start and goes on") from None
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read: {error.strerror}; run this as root") from None
+    return Backlog(waiting, oldest_ns, parked, reason)

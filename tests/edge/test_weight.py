@@ -33,7 +33,8 @@ def loaded_after(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "code",
     [
-        "import edge.agent, edge.bundle, edge.operating.check, edge.operating.score, edge.operating.record, edge.testing",
+        "import edge.agent, edge.bundle, edge.operating.doctor, edge.operating.score, edge.operating.record, edge.testing",
+        "import edge.operating.metrics, edge.operating.service",
         "import amiss",
     ],
 )

@@ -1,0 +1,346 @@
+"""`amiss doctor`: look at everything that goes wrong on a device, and name the command that mends it.
+
+Findings come in the order of a start, so what comes first is to be mended first. `quick` (`amiss check`) tries only what a
+start needs: configuration, model, state folder, ports, broker. Nothing is changed: an agent that runs is not disturbed, and
+when root looks, no file of root's is left behind for the agent to stumble over.
+"""
+
+import difflib
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge import config as configs
+from edge.bundle import Bundle
+from edge.config import DeviceConfig
+from edge.delivery import rights
+from edge.delivery.mqtt import connect_once
+from edge.delivery.outbox import look
+from edge.errors import AccessError, AmissError, SourceLostError, StorageError
+from edge.operating import host as machine
+from edge.operating import settings as kept
+from edge.operating import system
+from edge.operating.finding import Finding, fault, ok, warning
+from edge.operating.host import Holder, Host
+from edge.scoring.backends import RUNTIMES, installed
+from edge.sensing.ports import Ports
+from edge.sensing.sources import port_source
+
+LOOKS = 10
+"""Times that something came until a channel without a value is one that has none."""
+LISTEN_S = 3.0
+"""How long to listen to a port, or for three samples of a slow sensor."""
+EXPIRY_DAYS = 30
+OLD_S = 24 * 3600.0
+"""Records that wait longer have had their chance."""
+
+Probe = Callable[[], list[Finding]]
+
+
+def examine(
+    path: Path,
+    *,
+    quick: bool = False,
+    host: Host | None = None,
+    environ: Mapping[str, str] = os.environ,
+    wall: Callable[[], float] = time.time,
+) -> list[Finding]:
+    """Everything that is found; raises nothing that a user can cause. `host` is the computer, `environ` its variables."""
+    host = host or Host()
+    try:
+        config = configs.load(path, environ=environ)
+    except AmissError as error:
+        found = [fault("configuration", error)]
+        return found if quick else [*found, *machine.examine(host)]
+    streams = f"{len(config.streams)} stream{'' if len(config.streams) == 1 else 's'}"
+    found = [ok("configuration", f"{path}: {config.node}, {streams}")]
+    folder = _state_folder(config, environ)
+    agent = next(iter(host.holders(folder / "outbox.db")), None)
+    bundles: list[Bundle] = []
+
+    def attempt(what: str, probe: Probe) -> None:
+        try:
+            found.extend(probe())
+        except AmissError as error:
+            found.append(fault(what, error))
+        except PermissionError as error:
+            found.append(fault(what, AccessError(f"{error.filename}: may not be looked at; run this with sudo")))
+        except OSError as error:  # gone, or broken, while we looked
+            found.append(
+                fault(what, StorageError(f"{error.filename or what}: {error.strerror or error}; try again, see dmesg"))
+            )
+
+    if not quick:
+        attempt("environment", lambda: _environment(environ))
+        attempt("secrets", lambda: _secrets(config, path, environ))
+    attempt("model", lambda: _model(config, folder, bundles))
+    if not quick:
+        attempt("software", lambda: _software(bundles))
+    attempt("state folder", lambda: _state(config, folder, host, agent, quick, wall))
+    for name in config.streams:
+        attempt(f"port of {name}", partial(_port, config, name, bundles, host, agent, quick))
+    if not quick:
+        attempt("ports", lambda: machine.grabbers(host))
+    attempt("broker", lambda: _login(config) if quick else _broker(config, agent, wall))
+    return found if quick else [*found, *machine.examine(host)]
+
+
+def _environment(environ: Mapping[str, str]) -> list[Finding]:
+    """A variable that names no key is no error, for it may be somebody else's; but it is often a slip."""
+    found = []
+    known = configs.DeviceConfig.__struct_fields__
+    for name in sorted(environ):
+        first = name.removeprefix("AMISS_").lower().removesuffix("_file").split("__")[0]
+        if not name.startswith("AMISS_") or first in known or name == "AMISS_DATA":
+            continue
+        section = next((key for key in known if first.startswith(f"{key}_")), None)
+        near = (
+            f"{section}__{first[len(section) + 1 :]}" if section else next(iter(difflib.get_close_matches(first, known)), None)
+        )
+        hint = f"unset {name}; did you mean AMISS_{near.upper()}?" if near else f"unset {name}"
+        found.append(warning("environment", f"{name} is no key of the configuration and does nothing", hint))
+    if environ.get("ORT_DISABLE_TELEMETRY", "1") != "1":
+        found.append(
+            warning(
+                "environment", "onnxruntime may send telemetry: ORT_DISABLE_TELEMETRY is not 1", "unset ORT_DISABLE_TELEMETRY"
+            )
+        )
+    return found
+
+
+def _secrets(config: DeviceConfig, path: Path, environ: Mapping[str, str]) -> list[Finding]:
+    """Who else may read them?"""
+    files: dict[Path, str] = {}
+    for key, secret in (
+        ("mqtt.password", config.mqtt.password),
+        ("requests.token", config.requests.token),
+        ("web.token", config.web.token if config.web else None),
+    ):
+        name = f"AMISS_{key.upper().replace('.', '__')}"
+        if secret is None or name in environ:
+            continue
+        files[Path(environ.get(f"{name}_FILE", path))] = key
+    if config.mqtt.tls and config.mqtt.tls.key:
+        files[Path(config.mqtt.tls.key)] = "mqtt.tls.key"
+    found = []
+    for file, key in files.items():
+        try:
+            mode = file.stat().st_mode
+        except OSError:
+            continue  # who needs it says so
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            who = "everybody on this computer" if mode & stat.S_IROTH else "its group"
+            found.append(warning("secrets", f"{key} in {file} can be read by {who}", f"chmod 600 {file}"))
+    return found or ([ok("secrets", "readable by their owner only")] if files else [])
+
+
+def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle]) -> list[Finding]:
+    bundle = Bundle.open(Path(config.bundle))
+    proof = bundle.self_test()
+    changed = kept.load(folder).alarm
+    # Is the threshold one that this model can reach?
+    bundle.policy(configs.changed_alarm(config.alarm, changed), bundle.head)
+    bundles.append(bundle)
+    name = f"{bundle.manifest.name} {bundle.manifest.version} {bundle.digest[:16]}…"
+    found = [ok("model", f"{name}, golden scores within {proof.worst:.1g}")]
+    if changed:
+        keys = ", ".join(f"alarm.{key}" for key in sorted(changed))
+        found.append(ok("settings", f"{keys}: set while the agent ran, and stronger than device.toml"))
+    return found
+
+
+def _software(bundles: list[Bundle]) -> list[Finding]:
+    versions = system.versions() | (bundles[0].backend.versions() if bundles else {})
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    usable = [name for name in RUNTIMES if installed(name)]
+    if idle := [name for name, runtime in RUNTIMES.items() if name not in usable and find_spec(runtime.module) is not None]:
+        return [
+            warning(
+                "software",
+                f"{', '.join(idle)} is installed, but cannot run with numpy {versions['numpy']}",
+                "pip install 'numpy<2', or leave it if the model above is well",
+            )
+        ]
+    return [ok("software", f"{told}; runtimes: {', '.join(usable) or 'none'}")]
+
+
+def _state_folder(config: DeviceConfig, environ: Mapping[str, str]) -> Path:
+    """Where the agent keeps its things. Started by hand as root we would look in root's home: the service has its own."""
+    service = Path("/var/lib/amiss")
+    if not config.state_dir and not environ.get("STATE_DIRECTORY") and os.geteuid() == 0 and service.is_dir():
+        return service
+    return config.state_path(environ)
+
+
+def _state(
+    config: DeviceConfig, folder: Path, host: Host, agent: Holder | None, quick: bool, wall: Callable[[], float]
+) -> list[Finding]:
+    place = next(above for above in (folder, *folder.parents) if above.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        readonly = any(one.severity == "fault" for one in machine.disk(host, place, 0))
+        if not readonly:
+            raise AccessError(f"{place}: not writable; sudo chown -R USER {place}, with the user that runs the agent")
+    outbox = folder / "outbox.db"
+    size = outbox.stat().st_size if outbox.exists() else 0
+    found = machine.disk(host, place, max(0, config.outbox_max_bytes - size))
+    if any(finding.severity == "fault" for finding in found):
+        return found
+    machine.writable(place)
+    if folder == place and outbox.exists() and outbox.stat().st_uid != folder.stat().st_uid:
+        raise AccessError(
+            f"{outbox}: belongs to another user than its folder, so the agent cannot write it; "
+            f"sudo chown --reference={folder} {outbox}*"
+        )
+    if not quick:
+        found += _outbox(outbox, size, agent, wall)
+        found += machine.wear(host, place, agent)
+    held = f"; {agent} uses it" if agent else ""
+    return [ok("state folder", f"{folder} {'can be written' if folder == place else 'can be made'}{held}"), *found]
+
+
+def _outbox(path: Path, size: int, agent: Holder | None, wall: Callable[[], float]) -> list[Finding]:
+    found = []
+    aside = path.with_name(path.name + ".damaged")
+    if aside.exists():
+        when = datetime.fromtimestamp(aside.stat().st_mtime, UTC)
+        found.append(
+            warning(
+                "outbox",
+                f"a damaged one was moved aside ({aside}, {when:%Y-%m-%d}); what was not delivered from it is lost",
+                f"sqlite3 {aside} .recover to look into it, then rm {aside}*; power cuts and dying cards do this",
+            )
+        )
+    if agent is not None:
+        return [*found, ok("outbox", f"{size / 1e6:.1f} MB; the agent has it open, `health` says what waits")]
+    if not path.exists():
+        return found
+    backlog = look(path)
+    if backlog.parked:
+        found.append(
+            warning(
+                "outbox",
+                f"the broker has refused {backlog.parked} record{'' if backlog.parked == 1 else 's'}: {backlog.reason}",
+                "let the broker's ACL allow this node to write amiss/NODE/#, then start the agent again",
+            )
+        )
+    age_s = 0.0 if backlog.oldest_ns is None else wall() - backlog.oldest_ns / 1e9
+    if backlog.waiting and age_s > OLD_S:
+        found.append(
+            warning(
+                "outbox",
+                f"{backlog.waiting} records wait, the oldest for {age_s / 86400:.0f} days",
+                "see `broker` below; they are delivered as soon as it lets us",
+            )
+        )
+    elif not backlog.parked:
+        found.append(ok("outbox", f"{backlog.waiting} records wait, {size / 1e6:.1f} MB"))
+    return found
+
+
+def _port(
+    config: DeviceConfig, name: str, bundles: list[Bundle], host: Host, agent: Holder | None, quick: bool
+) -> list[Finding]:
+    stream, what = config.streams[name], f"port of {name}"
+    ports = Ports(host.root / "sys", host.root / "dev")
+    device = ports.resolve(stream.port)
+    beside = [] if quick else [*_lasting(what, stream.port, device, ports), *machine.console(host, device)]
+    others = host.holders(Path(device)) if Path(device).exists() else []
+    if agent is not None and any(other.pid == agent.pid for other in others):
+        return [ok(what, f"{device} is read by {agent}"), *beside]
+    if others:
+        first = others[0]
+        raise SourceLostError(
+            f"{device}: {', '.join(map(str, others))} has it open and takes bytes away; sudo kill {first.pid}   "
+            f"(what starts it: systemctl status {first.pid})"
+        )
+    if not bundles:
+        if not Path(device).exists():
+            raise SourceLostError(f"{stream.port}: no such port; {ports.hint()}")
+        return [ok(what, f"{device} is there; what it sends cannot be read without a model"), *beside]
+    bundle = bundles[0]
+    listening = msgspec.structs.replace(stream, silence_s=max(LISTEN_S, 3 / bundle.manifest.rate_hz))
+    with closing(port_source(listening, bundle.channels, bundle.manifest.rate_hz)) as source:
+        # Silence and garbage end this loop as SourceLostError, which says what to do about it.
+        seen = np.zeros(len(bundle.channels), bool)
+        for samples in islice((samples for samples in source.samples() if len(samples)), LOOKS):
+            seen |= np.isfinite(samples.x).any(axis=1)
+            if seen.all():
+                break
+    damaged = f", {source.corrupt} damaged: {source.trouble}" if source.corrupt else ""
+    without = [channel for channel, there in zip(bundle.channels, seen, strict=True) if not there]
+    absent = f", but no value of {', '.join(without)}" if without else ""
+    return [ok(what, f"{stream.port} delivers {stream.format} of {len(seen)} channels{absent}{damaged}"), *beside]
+
+
+def _lasting(what: str, port: str, device: str, ports: Ports) -> list[Finding]:
+    """ttyUSB0 is ttyUSB1 when two adapters are plugged in the other way round."""
+    if not Path(port).name.startswith(("ttyUSB", "ttyACM")):
+        return []
+    known = next((one for one in ports.there() if one.device == device), None)
+    better = (known.usb or known.link) if known else None
+    return [
+        warning(
+            what,
+            f"{port} may have another name after the next start",
+            f'port = "{better}" in device.toml' if better else "name it usb:VID:PID, as lsusb prints them",
+        )
+    ]
+
+
+def _login(config: DeviceConfig) -> list[Finding]:
+    connect_once(config.mqtt, config.node)
+    return [ok("broker", f"{config.mqtt.host} accepts us")]
+
+
+def _broker(config: DeviceConfig, agent: Holder | None, wall: Callable[[], float]) -> list[Finding]:
+    found = rights.ask(config.mqtt, config.node)
+    where, topics = config.mqtt.host, f"amiss/{config.node}/#"
+    findings = [ok("broker", f"{where} accepts us")]
+    for whose, until in found.certificates.items():
+        days = (until.timestamp() - wall()) / 86400
+        told = f"the {whose} is valid until {until:%Y-%m-%d}"
+        findings.append(
+            ok("certificate", told)
+            if days >= EXPIRY_DAYS
+            else warning(
+                "certificate", f"{told}: {days:.0f} days", "renew it; the agent reads its files anew at every connection"
+            )
+        )
+    rule = f"in the broker's ACL: user {config.mqtt.username or 'anonymous'}, topic readwrite {topics}"
+    if found.publish:
+        denied = AccessError(f"{where} does not let us publish under {topics} ({found.publish})")
+        findings.append(fault("rights", denied, rule))
+    elif found.subscribe:
+        findings.append(warning("rights", f"{where} does not let us hear requests ({found.subscribe})", rule))
+    elif found.echoed:
+        findings.append(ok("rights", f"publishing and subscribing under {topics} both work"))
+    elif config.mqtt.version == "5":
+        findings.append(warning("rights", f"{where} takes what we publish, but lets us hear nothing", rule))
+    else:
+        findings.append(
+            warning(
+                "rights",
+                f"nothing published under {topics} comes back; MQTT 3.1.1 cannot say if writing or reading is denied",
+                f'{rule}; or mqtt.version = "5", which can tell',
+            )
+        )
+    if found.availability == b"online" and agent is None:
+        findings.append(
+            warning(
+                "node name",
+                f"`{config.node}` is online, and no agent runs here with this state folder: another device has the same name, "
+                "or an agent was cut off less than a minute ago",
+                "give this device a `node` of its own; amiss/NODE/info says what the other one is",
+            )
+        )
+    return findings
