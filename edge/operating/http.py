@@ -74,11 +74,6 @@ def refusal(status: int, reason: str, **headers: str) -> Answer:
     return Answer(json.dumps({"status": "error", "error": reason}).encode(), status, headers=headers)
 
 
-def metrics_route(render: Callable[[], bytes]) -> Route:
-    """Prometheus' text format."""
-    return lambda request: Answer(render(), content_type="text/plain; version=0.0.4; charset=utf-8")
-
-
 @dataclass(frozen=True, slots=True)
 class Door:
     """Who may come in, and with what."""

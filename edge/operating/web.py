@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from edge.delivery.topics import EventPayload, Response
 from edge.errors import ConfigError
 from edge.event import Excerpt
 from edge.operating import http
-from edge.operating.http import Answer, Request, Routes, Server, metrics_route, refusal
+from edge.operating.http import Answer, Request, Route, Routes, Server, refusal
 from edge.operating.view import History, View
 from edge.signal import Float64, Int64
 
@@ -49,7 +49,7 @@ OPEN_TYPES = ("sensor_fault", "drift", "new_normal")
 class Page:
     """Raises `ConfigError` when anybody on the network could change something."""
 
-    def __init__(self, config: WebConfig, view: View, *, metrics: Callable[[], bytes] | None = None) -> None:
+    def __init__(self, config: WebConfig, view: View, *, metrics: Route | None = None) -> None:
         if config.token is None and not http.is_loopback(config.host):
             raise ConfigError(
                 f"web.host: {config.host} can be reached from other computers, and anybody there could silence alerts; set "
@@ -74,7 +74,7 @@ class Page:
         return self.server.url
 
 
-def routes(config: WebConfig, view: View, metrics: Callable[[], bytes] | None) -> Routes:
+def routes(config: WebConfig, view: View, metrics: Route | None) -> Routes:
     page = page_answer((Path(__file__).parent / "page.html").read_bytes())
     asks = config.token is not None
 
@@ -85,10 +85,10 @@ def routes(config: WebConfig, view: View, metrics: Callable[[], bytes] | None) -
         limit = request.query.get("limit", "")
         return Answer(msgspec.json.encode(episodes(view, int(limit) if re.fullmatch("[0-9]{1,3}", limit) else EPISODES)))
 
-    def asked(verb: str) -> http.Route:
+    def asked(verb: str) -> Route:
         return lambda request: _requested(view, verb, request.body)
 
-    found: dict[tuple[str, str], http.Route] = {
+    found: dict[tuple[str, str], Route] = {
         ("GET", "/"): lambda request: page,
         ("GET", "/api/now"): answer_now,
         ("GET", "/api/episodes"): answer_episodes,
@@ -96,7 +96,7 @@ def routes(config: WebConfig, view: View, metrics: Callable[[], bytes] | None) -
     for verb in VERBS:
         found["POST", f"/api/request/{verb}"] = asked(verb)
     if metrics is not None:
-        found["GET", "/metrics"] = metrics_route(metrics)
+        found["GET", "/metrics"] = metrics
     return found
 
 

@@ -3,16 +3,30 @@
 import math
 import time
 import tracemalloc
+import urllib.request
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mosquitto import free_port
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge.operating.metrics import BOUNDS_S, Histogram, Measured, Process, StreamCounters, render, wants_openmetrics
+from edge.operating.http import Server
+from edge.operating.metrics import (
+    BOUNDS_S,
+    OPENMETRICS,
+    TEXT,
+    Histogram,
+    Measured,
+    Process,
+    StreamCounters,
+    render,
+    route,
+    wants_openmetrics,
+)
 
 CONVENTIONS = {
     "amiss_samples_total": {"stream"},
@@ -157,6 +171,21 @@ def test_scores_beyond_numbers(value: float) -> None:
 )
 def test_what_the_reader_would_rather_have(accept: str, expected: bool) -> None:
     assert wants_openmetrics(accept) is expected
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1"])
+def test_scraped_over_http_as_prometheus_does(accept: str) -> None:
+    port = free_port()
+    server = Server("metrics", "127.0.0.1", port, {("GET", "/metrics"): route(measured)})
+    server.start()
+    try:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            content_type, page = answer.headers["Content-Type"], answer.read()
+    finally:
+        server.close()
+    assert content_type == (OPENMETRICS if accept else TEXT)
+    assert parsed(page, bool(accept))["amiss_samples"].samples[0].value == 0, "the fan's, which comes first"
 
 
 def test_this_process() -> None:
