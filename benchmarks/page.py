@@ -314,7 +314,7 @@ def pictures(folder: Path) -> list[Path]:
                 tab.wait_for_timeout(300)
                 made.append(folder / f"page-{name}.png")
                 tab.screenshot(path=made[-1])
-                Image.open(made[-1]).quantize(128).save(made[-1], optimize=True)
+                Image.open(made[-1]).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(made[-1], optimize=True)
                 context.close()
             finally:
                 page.close()

@@ -36,19 +36,20 @@ class Opened:
 
 
 @contextmanager
-def opened(on: Browser, file: Path, width: int, scheme: str = "light") -> Iterator[Opened]:
-    """`file` from file://, in a window `width` pixels wide; `scheme` is `light` or `dark`."""
+def opened(on: Browser, at: Path | str, width: int, scheme: str = "light") -> Iterator[Opened]:
+    """A file, or an address and what is below it, in a window `width` pixels wide; `scheme` is `light` or `dark`."""
     context = on.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if scheme == "dark" else "light")
     page = context.new_page()
-    found, own = Opened(page), file.absolute().as_uri()
+    found, own = Opened(page), at.absolute().as_uri() if isinstance(at, Path) else at
     page.on("console", lambda message: found.complaints.append(message.text) if message.type != "log" else None)
     page.on("pageerror", lambda error: found.complaints.append(str(error)))
 
     def answer(route: Route) -> None:
-        if route.request.url == own:
+        asked = route.request.url
+        if asked == own or (not isinstance(at, Path) and asked.startswith(own)):
             route.continue_()
         else:
-            found.requests.append(route.request.url)
+            found.requests.append(asked)
             route.abort()
 
     page.route("**/*", answer)
