@@ -185,8 +185,8 @@ def test_a_mistake_of_ours_is_logged_and_survived(caplog: pytest.LogCaptureFixtu
 WORDS = (
     "GET", "POST", "PUT", "HTTP/1.1", "HTTP/1.0", "/", "/api/now", "/api/request/maintenance", "/api/request/feedback", "Host",
     "localhost", "127.0.0.1", "Origin", "Content-Length", "Content-Type", "application/json", "Authorization", "Bearer", "null",
-    "Transfer-Encoding", "chunked", "Expect", "100-continue", ": ", "\r\n", "\n", "\r", "?", "&", "=", "%00", "..", "{}", "[", '"',
-    "0", "9", "-1",
+    "Transfer-Encoding", "chunked", "Expect", "100-continue", ": ", "\r\n", "\n", "\r", "?", "&", "=", "%00", "..",
+    "{}", "[", "\"", "0", "9", "-1",
 )  # fmt: skip
 LINES = some.text(some.characters(max_codepoint=255), max_size=40)
 HEADERS = some.dictionaries(
