@@ -75,8 +75,8 @@ def too_wide(page: Page) -> list[str]:
     return found
 
 
-def faint(page: Page, least: float = 4.5) -> list[str]:
-    """Texts whose contrast with what is behind them is below `least` (WCAG 2.2, 1.4.3)."""
+def faint(page: Page, least: float = 4.5, texts: str = PROSE) -> list[str]:
+    """Visible texts whose contrast with what is behind them is below `least` (WCAG 2.2, 1.4.3)."""
     found: list[str] = page.evaluate(
         """([selector, least]) => {
             const rgb = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number)
@@ -90,13 +90,13 @@ def faint(page: Page, least: float = 4.5) -> list[str]:
                 }
                 return [255, 255, 255]
             }
-            return [...document.querySelectorAll(selector)].filter(e => e.textContent.trim()).map(e => {
+            return [...document.querySelectorAll(selector)].filter(e => e.checkVisibility() && e.textContent.trim()).map(e => {
                 const style = getComputedStyle(e)
                 const a = light(rgb(e instanceof SVGElement ? style.fill : style.color)), b = light(behind(e))
                 return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.textContent.slice(0, 40)]
             }).filter(([ratio]) => !(ratio >= least)).map(([ratio, text]) => ratio.toFixed(2) + ' ' + text)
         }""",
-        [PROSE, least],
+        [texts, least],
     )
     return found
 
