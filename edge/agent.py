@@ -25,7 +25,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -57,8 +57,10 @@ from edge.operating.requests import RefusedError, Requests
 from edge.operating.settings import Learning, Settings
 from edge.operating.stream import Stream
 from edge.operating.view import History, Situation
-from edge.operating.web import Page
 from edge.sensing.sources import ReplaySource, Source, collect_s, port_source
+
+if TYPE_CHECKING:
+    from edge.operating.web import Page
 
 log = logging.getLogger("amiss")
 
@@ -155,7 +157,11 @@ class Agent:
             },
         )
         self._control = Control(self._place, partial(self._wait_for_answer, local=True))
-        self._page = None if config.web is None else Page(config.web, self)
+        self._page: Page | None = None
+        if config.web is not None:
+            from edge.operating import web  # a server's modules are 2 MB that a device without a page does without
+
+            self._page = web.Page(config.web, self)
         self._home = self._home_assistant()
 
     @property
