@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect format clean mosquitto chromium systemd qemu
+.PHONY: demo test arm64 soak check bench bench-detect format clean mosquitto chromium systemd strace qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,14 +15,14 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Two at a time: most tests wait for a broker, a port or a process of their own for much of their time.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
 
-soak: $(VENV)/.dev  ## what only shows after very many samples; takes minutes
+soak: $(VENV)/.dev mosquitto chromium strace  ## what only shows after very many samples; takes minutes
 	@$(BIN)/python -m pytest -m soak
 
 check: $(VENV)/.dev  ## style, types, who may import whom
@@ -74,7 +74,7 @@ $(VENV)/tflite-runtime/.done: $(VENV)/.dev
 	@touch $@
 
 # Debian's packages: as root they are installed, others are told how.
-mosquitto chromium:
+mosquitto chromium strace:
 	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \

@@ -842,6 +842,20 @@ def test_what_the_broker_forbids_is_parked_and_the_others_flow(
     assert len([line for line in caplog.messages if "parked until the next start: Not authorized" in line]) == 30
 
 
+def test_without_parking_what_the_broker_forbids_would_stop_the_flow(
+    tmp_path: Path, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control."""
+    monkeypatch.setattr(Outbox, "park", lambda *arguments: None)
+    with Mosquitto(tmp_path / "broker", acl=ACL) as broker, Listener(broker.port, EVENT_TOPIC) as listener:
+        for _ in range(30):
+            put(outbox, topic=topics.event(NODE, "secret"))
+        put(outbox)
+        with delivering(broker.config(), outbox):
+            until(lambda: broker.log.read_text().count("Denied PUBLISH") > 60)
+        assert records(listener) == []
+
+
 def test_what_is_too_large_is_parked_and_the_others_flow(tmp_path: Path, outbox: Outbox) -> None:
     """The limit that the broker announces (packets), and the one that it only applies (payloads)."""
     for i, options in enumerate(["max_packet_size 2000", "message_size_limit 2000"]):

@@ -26,7 +26,6 @@ from edge.delivery.outbox import _VERSION, Counts, Kind, Outbox, written_by_thre
 from edge.errors import AmissError, CannotCreateError, StorageError
 
 TOPIC = "amiss/n/pump/event"
-KILLS = int(os.environ.get("AMISS_SOAK", "15"))
 
 
 @pytest.fixture
@@ -472,13 +471,15 @@ if kind == "later":  # the control: `put` returns before the commit
             if self.puts >= 1000000:
                 self._connection.execute("COMMIT")
     Outbox = Later
-outbox = Outbox(path, device="n", boot=boot, max_bytes=1 << 24)
+outbox = Outbox(path, device="n", boot=boot, max_bytes=1 << 24, group_s=60.0 if kind == "ungrouped" else 0.1)
 os.write(1, b"ready\\n")
 chance = random.Random(boot)
 while True:
     payload = lambda record: record.encode() + b" " * chance.randrange(900)
-    record = outbox.put(chance.choice(["alert", "telemetry"]), "amiss/n/pump/event", payload, durable=kind != "grouped")
+    record = outbox.put(chance.choice(["alert", "telemetry"]), "amiss/n/pump/event", payload, durable="grouped" not in kind)
     os.write(1, b"accepted %s %d\\n" % (record.encode(), time.monotonic_ns()))
+    if "grouped" in kind:
+        time.sleep(0.01)
     if kind == "deliver" and chance.random() < 0.3:
         some = outbox.pending(3)
         os.write(1, b"".join(b"gone %s\\n" % r.payload.split()[0] for r in some))
@@ -486,8 +487,8 @@ while True:
 """
 
 
-def killed_child(path: Path, boot: str, kind: str, after_s: float) -> tuple[set[str], set[str]]:
-    """Record ids that `put` has returned, and those handed to `delivered`, by a process that is killed."""
+def killed_child(path: Path, boot: str, kind: str, after_s: float) -> tuple[dict[str, int], set[str], int]:
+    """Record ids that `put` has returned, and when; those handed to `delivered`; when the process was killed that did it."""
     with subprocess.Popen([sys.executable, "-c", CHILD, str(path), boot, kind], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
@@ -495,18 +496,16 @@ def killed_child(path: Path, boot: str, kind: str, after_s: float) -> tuple[set[
         killer.start()
         said = [line.split() for line in child.stdout.read().decode().splitlines()]
         assert child.wait() == -signal.SIGKILL
-    return (
-        {words[1] for words in said if len(words) == 3 and words[0] == "accepted"},
-        {words[1] for words in said if len(words) == 2 and words[0] == "gone"},
-    )
+    put = {words[1]: int(words[2]) for words in said if len(words) == 3 and words[0] == "accepted"}
+    return put, {words[1] for words in said if len(words) == 2 and words[0] == "gone"}, max(put.values(), default=0)
 
 
 def kill_often(path: Path, kind: str, times: int) -> tuple[int, int]:
     """How many were accepted, how many of them are neither stored nor were delivered."""
     chance, accepted, gone = random.Random(1), set[str](), set[str]()
     for i in range(times):
-        put, delivered = killed_child(path, f"boot{i}", kind, chance.uniform(0.005, 0.15))
-        accepted |= put
+        put, delivered, _ = killed_child(path, f"boot{i}", kind, chance.uniform(0.005, 0.15))
+        accepted |= put.keys()
         gone |= delivered
     outbox = open_outbox(path, max_bytes=1 << 24)
     assert outbox.moved_aside == 0
@@ -519,10 +518,34 @@ def kill_often(path: Path, kind: str, times: int) -> tuple[int, int]:
     return len(accepted), len(accepted - stored - gone)
 
 
-def test_nothing_accepted_is_lost_by_kill(path: Path) -> None:
-    accepted, lost = kill_often(path, "deliver", KILLS)
-    assert accepted > KILLS
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.soak)])
+def test_nothing_accepted_is_lost_by_kill(path: Path, kills: int) -> None:
+    accepted, lost = kill_often(path, "deliver", kills)
+    assert accepted > kills
     assert lost == 0
+
+
+def age_of_the_lost(path: Path, kind: str, kills: int) -> float:
+    """How long before the kill the oldest record was put that is not there."""
+    chance, ages = random.Random(2), list[float]()
+    for i in range(kills):
+        said, _, last_ns = killed_child(path, f"boot{i}", kind, chance.uniform(0.2, 0.5))
+        with contextlib.closing(open_outbox(path, f"look{i}", max_bytes=1 << 24)) as outbox:
+            assert outbox.moved_aside == 0
+            assert adds_up(outbox.counts)
+            stored = {record.payload.split()[0].decode() for record in outbox.pending(10**6)}
+        ages += [(last_ns - when) / 1e9 for record, when in said.items() if record not in stored]
+    print(json.dumps({"kills": kills, "lost": len(ages), "oldest_s": max(ages, default=0.0)}))
+    return max(ages, default=0.0)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.soak)])
+def test_a_kill_costs_of_what_need_not_be_durable_a_tenth_of_a_second_at_most(path: Path, kills: int) -> None:
+    assert 0.0 < age_of_the_lost(path, "grouped", kills) < 0.1 + 0.1  # and what the commit itself takes
+
+
+def test_without_the_flusher_a_kill_would_cost_more(path: Path) -> None:
+    assert age_of_the_lost(path, "ungrouped", 4) > 0.2
 
 
 def test_the_kill_test_would_notice(path: Path) -> None:
