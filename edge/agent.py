@@ -48,18 +48,20 @@ from edge.delivery.topics import (
 )
 from edge.errors import AmissError, UndeliveredError
 from edge.files import at_once
+from edge.operating import metrics, system
 from edge.operating import requests as asked
 from edge.operating import settings as kept
-from edge.operating import system
 from edge.operating.clock import HostClock
 from edge.operating.control import Control
 from edge.operating.requests import RefusedError, Requests
+from edge.operating.service import Heartbeat, Notifier
 from edge.operating.settings import Learning, Settings
 from edge.operating.stream import Stream
 from edge.operating.view import History, Situation
 from edge.sensing.sources import ReplaySource, Source, collect_s, port_source
 
 if TYPE_CHECKING:
+    from edge.operating.http import Server
     from edge.operating.web import Page
 
 log = logging.getLogger("amiss")
@@ -96,9 +98,11 @@ class Agent:
         once: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
         clock: HostClock | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self.config, self._replay, self._once = config, replay, once
         self._monotonic, self._clock = monotonic, clock or HostClock()
+        self._notifier, self._heart, self._status = notifier or Notifier({}), Heartbeat(monotonic), ""
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         self._boot = secrets.token_hex(4)
@@ -142,6 +146,7 @@ class Agent:
                 replayed=replay is not None,
                 once=once,
                 monotonic=monotonic,
+                beat=partial(self._heart.beat, name),
             )
             for name, source in sources.items()
         }
@@ -157,11 +162,18 @@ class Agent:
             },
         )
         self._control = Control(self._place, partial(self._wait_for_answer, local=True))
+        # A server's modules are 2 MB that a device without a page and metrics does without.
         self._page: Page | None = None
         if config.web is not None:
-            from edge.operating import web  # a server's modules are 2 MB that a device without a page does without
+            from edge.operating import web
 
             self._page = web.Page(config.web, self)
+        self._metrics: Server | None = None
+        if (listen := config.metrics) is not None:
+            from edge.operating import http
+
+            routes = {("GET", "/metrics"): metrics.route(self.measured)}
+            self._metrics = http.Server("metrics", listen.host, listen.port, routes, names={self.node, f"{self.node}.local"})
         self._home = self._home_assistant()
 
     @property
@@ -185,13 +197,17 @@ class Agent:
         if self._page is not None:
             self._page.start()
             log.info("page at %s", self._page.url)
+        if self._metrics is not None:
+            self._metrics.start()
         try:
             for thread in threads:
                 thread.start()
+            self._notifier.ready()
             health_due_s = self._monotonic()
             while not self._stopping.is_set() and any(thread.is_alive() for thread in threads):
                 self._work(0.2 if self._once else 1.0)
                 self.delivery.check()
+                self._notify()
                 self._greet_home_assistant()
                 if self._monotonic() >= health_due_s:
                     self._cpu = self._load.cpu()
@@ -199,7 +215,10 @@ class Agent:
                     health_due_s = self._monotonic() + self.config.mqtt.health_every_s
         finally:
             self.stop()
+            self._notifier.ping()
             self._control.close()
+            if self._metrics is not None:
+                self._metrics.close()
             if self._page is not None:
                 self._page.close()
             for thread in threads:
@@ -237,6 +256,22 @@ class Agent:
         except BaseException as error:
             self._failure = error
             self._stopping.set()
+        finally:
+            self._heart.end(stream.name)
+
+    def _notify(self) -> None:
+        """systemd hears that we are alive while every stream's loop turns, and how we are when that changes."""
+        late = self._heart.late()
+        self._notifier.turn(self._heart.alive())
+        online = sum(stream.online for stream in self.streams.values())
+        status = f"{online} of {len(self.streams)} streams online, broker {'connected' if self.delivery.connected else 'away'}"
+        if late:
+            status = f"standing still: {', '.join(sorted(late))}"
+        if status != self._status:
+            self._notifier.status(status)
+            self._status = status
+            if late:
+                log.error("%s; under systemd the watchdog will end us", status)
 
     def _work(self, seconds: float) -> None:
         """Do what others have asked the main thread for; return when that is done, or after `seconds` without anything."""
@@ -475,6 +510,26 @@ class Agent:
             disk_written_bytes=system.disk_written_bytes(),
         )
 
+    def measured(self) -> metrics.Measured:
+        """For Prometheus; from any thread."""
+        counts, manifest = self.outbox.counts, self.bundle.manifest
+        return metrics.Measured(
+            streams={name: stream.counters() for name, stream in self.streams.items()},
+            version=_version(),
+            python=system.versions()["python"],
+            model_digest=self.bundle.digest,
+            model_version=manifest.version,
+            connected=self.delivery.connected,
+            waiting=counts.waiting,
+            outbox_bytes=self.outbox.live_bytes(),
+            outbox_dropped={"alert": counts.dropped_alerts, "other": counts.dropped - counts.dropped_alerts},
+            delivered=counts.delivered,
+            disk_written_bytes=system.disk_written_bytes(),
+            temperature_c=system.temperature_c(),
+            clock_synced=self._clock.synced(),
+            process=metrics.Process.read(),
+        )
+
     def info(self) -> InfoPayload:
         manifest = self.bundle.manifest
         return InfoPayload(
@@ -502,6 +557,7 @@ def run_until_told(load: Callable[[], DeviceConfig], replay: Replay | None = Non
     """
     running: list[Agent] = []
     ended = reload = False
+    notifier = Notifier()
 
     def end(*_: object) -> None:
         nonlocal ended
@@ -515,10 +571,13 @@ def run_until_told(load: Callable[[], DeviceConfig], replay: Replay | None = Non
 
     def consider() -> None:
         nonlocal reload
+        notifier.ping()
+        notifier.reloading()
         try:
             Agent.examine(load())
         except AmissError as error:
             log.error("not reloaded, the agent goes on as before: %s", error)
+            notifier.ready()
         else:
             reload = True
             running[0].stop()
@@ -527,11 +586,13 @@ def run_until_told(load: Callable[[], DeviceConfig], replay: Replay | None = Non
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGHUP, look_again)
     while True:
-        running[:] = [Agent(load(), replay=replay, once=once)]
+        running[:] = [Agent(load(), replay=replay, once=once, notifier=notifier)]
         if ended:
             return
         running[0].run()
         if ended or not reload:
+            notifier.stopping()
             return
+        notifier.ping()
         reload = False
         log.info("configuration read again")

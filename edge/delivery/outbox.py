@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -136,6 +136,8 @@ class Counts:
     dropped: int
     awaiting: int = 0
     """Of the waiting ones: alerts that the broker has, and that the application has not acknowledged."""
+    dropped_alerts: int = field(default=0, compare=False)
+    """Of the dropped ones, since this start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -649,7 +651,11 @@ class Outbox:
     def _drop(self, key: int | None) -> None:
         if key is None:
             return
+        rank = key >> _SHIFT
+        if rank == _PARKED:
+            rank = self._connection.execute("SELECT rank FROM record WHERE key = ?", (key,)).fetchone()[0]
         topic, time_ns = self._remove(key & ((1 << _SHIFT) - 1))
+        self._count(dropped_alerts=int(rank in (_ALERT, _SENT)))
         self._note_loss(topic, 1, time_ns, time_ns, "outbox_full")
         if key >> _SHIFT == _PARKED:
             self._count(parked=-1, dropped=1)

@@ -210,7 +210,7 @@ def _streams(page: "_Page", streams: Mapping[str, StreamCounters]) -> None:
     )
     page.gauge(
         "amiss_last_sample_timestamp_seconds",
-        "When the newest sample was measured.",
+        "When the newest sample arrived.",
         [(at, c.last_sample_s) for at, c in each],
         unit="seconds",
     )

@@ -61,7 +61,12 @@ class Notifier:
 
     def turn(self, alive: bool) -> None:
         """Call it every second or so: pings the watchdog when that is due, and only when we are alive."""
-        if self.interval_s is not None and alive and self._clock() >= self._ping_due_s:
+        if alive and self._clock() >= self._ping_due_s:
+            self.ping()
+
+    def ping(self) -> None:
+        """Now, because something begins that bears no `turn` for a while: a reload, a stop."""
+        if self.interval_s is not None:
             self._ping_due_s = self._clock() + self.interval_s
             self._send("WATCHDOG=1")
 

@@ -41,6 +41,7 @@ from edge.operating.clock import HostClock
 from edge.operating.commission import Commissioning
 from edge.operating.episodes import Episodes
 from edge.operating.heads import Heads
+from edge.operating.metrics import Histogram, StreamCounters
 from edge.operating.requests import RefusedError
 from edge.operating.view import History, Learning, Situation
 from edge.pipeline import Verdicts
@@ -85,12 +86,19 @@ class Stream:
         replayed: bool = False,
         once: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.source, self.bundle, self.config = name, source, bundle, config
         self.online = False
         self.samples = self.windows = self.events = self.reopened = 0
         self.beat_s = monotonic()
         """When its loop last turned."""
+        self.inference = Histogram()
+        self.alerts: dict[str, int] = {}
+        """By type of event."""
+        self.last_sample_ns: int | None = None
+        """When it arrived, on the host's clock."""
+        self._beat = beat
         self._outbox, self._delivery, self._clock, self._boot = outbox, delivery, clock, boot
         self._later, self._replayed, self._once, self._monotonic = later, replayed, once, monotonic
         folder = config.state_path() / "streams" / name
@@ -151,7 +159,11 @@ class Stream:
         """Judge them, and have on disk what there is to tell before this returns."""
         self.samples += len(samples)
         self._remember(samples)
+        began_s = self._monotonic()
         verdicts = self.pipeline.judge(samples)
+        if len(verdicts):
+            self.inference.observe(self._monotonic() - began_s)
+        self.last_sample_ns = self._clock.now_ns()
         for event in verdicts.events:
             self._put(event)
         if not len(verdicts):
@@ -167,6 +179,7 @@ class Stream:
     def _turn(self) -> None:
         """Between two chunks: what was asked, and what is due."""
         self.beat_s = self._monotonic()
+        self._beat()
         while not self._asked.empty():
             action, answer = self._asked.get()
             if not answer.set_running_or_notify_cancel():
@@ -196,6 +209,7 @@ class Stream:
 
     def _put(self, event: Event) -> None:
         self.events += 1
+        self.alerts[event.type] = self.alerts.get(event.type, 0) + 1
         offset_ns = self.source.epoch_offset_ns()
         payload = topics.event_payload(
             event,
@@ -293,6 +307,23 @@ class Stream:
         )
 
     # What others look at.
+
+    def counters(self) -> StreamCounters:
+        """From any thread, for Prometheus."""
+        health, state = self.health(), self.state()
+        return StreamCounters(
+            samples=health.samples,
+            windows=health.windows,
+            rejected={"corrupt": health.rejected, "lost": health.lost},
+            alerts=self.alerts,
+            inference=self.inference,
+            score=None if state is None else state.score,
+            p_value=None if state is None else state.p_value,
+            anomaly=state is not None and state.anomaly,
+            online=health.online,
+            last_sample_s=None if self.last_sample_ns is None else self.last_sample_ns / 1e9,
+            reconnects=health.reopened,
+        )
 
     def state(self) -> StatePayload | None:
         with self._lock:
