@@ -30,6 +30,13 @@ def at_once(path: Path) -> Iterator[Path]:
             draft.unlink()
 
 
+def sweep(folder: Path) -> None:
+    """Take away what `at_once` left in a folder when the process was killed half-way. Nobody else may be writing there."""
+    for draft in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            draft.unlink()
+
+
 def _sync_directory(path: Path) -> None:
     """Without it the new name may be gone after a power cut, though the bytes are there."""
     with contextlib.suppress(OSError):  # not every file system lets a directory be synced

@@ -17,7 +17,7 @@ import msgspec
 from edge.bundle import pack_arrays, unpack_arrays
 from edge.delivery.topics import EventPayload
 from edge.errors import AmissError, CannotCreateError
-from edge.files import at_once
+from edge.files import at_once, sweep
 from edge.signal import Float32
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Episodes:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: OrderedDict[str, Episode] = OrderedDict()  # oldest first
+        sweep(folder)
         for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
             with contextlib.suppress(OSError, msgspec.MsgspecError):  # damaged: worth no more than an absent one
                 self._known[file.stem] = msgspec.json.decode(file.read_bytes(), type=Episode)

@@ -15,7 +15,7 @@ import msgspec
 
 from edge.bundle import pack_arrays, unpack_arrays
 from edge.errors import AmissError
-from edge.files import at_once
+from edge.files import at_once, sweep
 from edge.head import Head
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Heads:
     def __init__(self, folder: Path, *, model: str, scorer: str) -> None:
         self._folder, self._model, self._scorer = folder, model, scorer
         self._kept: list[Kept] = []  # oldest first
+        sweep(folder)
         try:
             self._kept = msgspec.json.decode((folder / "index.json").read_bytes(), type=list[Kept])
         except FileNotFoundError:

@@ -12,10 +12,12 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from edge.event import EventType
-from edge.operating.http import Answer, Request, Route
+
+if TYPE_CHECKING:
+    from edge.operating.http import Answer, Request, Route
 
 BOUNDS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Upper bounds of the buckets: from a streamed window on a fast board to one that is far too late."""
@@ -148,10 +150,11 @@ def wants_openmetrics(accept: str) -> bool:
     return openmetrics > 0 and openmetrics >= text
 
 
-def route(measure: Callable[[], Measured]) -> Route:
+def route(measure: Callable[[], Measured]) -> "Route":
     """What answers GET /metrics: on a server of its own, or beside the page."""
+    from edge.operating.http import Answer  # here: a device without metrics loads no server
 
-    def answer(request: Request) -> Answer:
+    def answer(request: "Request") -> "Answer":
         openmetrics = wants_openmetrics(request.header("Accept"))
         return Answer(render(measure(), openmetrics=openmetrics), content_type=OPENMETRICS if openmetrics else TEXT)
 

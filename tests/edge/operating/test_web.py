@@ -21,9 +21,13 @@ from edge.delivery.topics import Response
 from edge.errors import ConfigError
 from edge.event import Excerpt
 from edge.operating import web
-from edge.operating.http import Server, metrics_route
+from edge.operating.http import Answer, Route, Server
 from edge.operating.view import History, Learning, Situation
 from edge.operating.web import Page
+
+
+def figures(text: bytes) -> Route:
+    return lambda request: Answer(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def view() -> MadeView:
 
 @pytest.fixture
 def page(view: MadeView) -> Iterator[Page]:
-    found = Page(WebConfig(port=0), view, metrics=lambda: b"amiss_build_info 1\n")
+    found = Page(WebConfig(port=0), view, metrics=figures(b"amiss_build_info 1\n"))
     found.start()
     yield found
     found.close()
@@ -150,7 +154,7 @@ def test_metrics_are_served_here_or_alone(page: Page) -> None:
     answer = urllib.request.urlopen(page.url + "metrics")
     assert answer.read() == b"amiss_build_info 1\n"
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-    alone = Server("metrics", "127.0.0.1", 0, {("GET", "/metrics"): metrics_route(lambda: b"amiss_build_info 2\n")})
+    alone = Server("metrics", "127.0.0.1", 0, {("GET", "/metrics"): figures(b"amiss_build_info 2\n")})
     alone.start()
     try:
         assert urllib.request.urlopen(alone.url + "metrics").read() == b"amiss_build_info 2\n"
