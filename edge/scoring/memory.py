@@ -29,8 +29,9 @@ MOST = 64
 MOST_EACH = 8
 """Prototypes of one name: those that lie farthest apart stand for the others."""
 MOST_FORGIVEN = 0.05
-"""Share of the faults on trial that one name may cover. Some of them are like whatever is forgiven: of two channels a shift of
-one is 1.5 %. But a person who forgives one thing is not to turn the detector off."""
+"""Share of the faults on trial that one name may cover: a person who forgives one thing is not to turn the detector off. Of a
+machine with five channels a fault of its own covers less than 1 %; of one with two, a shift of one of them covers 3 %, and
+rightly so, since three in a hundred faults on trial are just that."""
 _WIDEST = 2.0
 """Of what is near among normal windows. The windows of an episode may differ more; then they do not stand for each other."""
 

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,9 @@ from edge.bundle import Bundle
 from edge.config import AlarmConfig
 from edge.errors import ConfigError
 from edge.event import Event
+from edge.head import Head
+from edge.scoring.alerts import AlarmPolicy
+from edge.scoring.commission import fit_head
 from edge.signal import Float32, Samples
 
 PERIOD = 10_000_000
@@ -105,3 +109,121 @@ def test_hop_of_one_sample_gives_one_window_a_sample(bundle: Bundle) -> None:
 def test_a_threshold_out_of_reach_is_refused_when_built(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can never be reached"):
         bundle.pipeline(AlarmConfig(p_value=1e-6))
+
+
+def slams(n: int, *at: int, channel: int = 0, seed: int = 7) -> Float32:
+    """A door that slams: for a second, one channel is elsewhere."""
+    x = normal(n, seed)
+    for start in at:
+        x[channel, start : start + 100] += 5
+    return x
+
+
+def test_what_was_forgiven_is_silent_and_everything_else_is_told_and_undone_it_alerts_again(bundle: Bundle) -> None:
+    pipeline = bundle.pipeline()
+    assert [event.type for event in pipeline.feed(stream(slams(3000, 1000)))] == ["anomaly_started", "anomaly_ended"]
+    assert 0 < len(pipeline.evidence.x) <= 8
+    assert (pipeline.evidence.end_ns >= 1000 * PERIOD).all()
+    pipeline.memory.add("door", pipeline.outputs(pipeline.evidence.x))
+    again = slams(8000, 4000, 7500, seed=8)  # later than the cool-down
+    assert pipeline.feed(stream(again, 3000)) == []
+    other = pipeline.feed(stream(slams(3000, 1000, channel=1, seed=9), 11_000))
+    assert [event.type for event in other] == ["anomaly_started", "anomaly_ended"]
+    assert other[0].channels[0].channel == "current"
+    pipeline.memory.remove("door")
+    undone = pipeline.feed(stream(again, 14_000))
+    assert [event.type for event in undone] == 2 * ["anomaly_started", "anomaly_ended"]
+
+
+def test_an_episode_that_is_too_like_ordinary_running_is_not_forgiven(bundle: Bundle) -> None:
+    pipeline = bundle.pipeline()
+    quiet = normal(64, 5).reshape(2, 4, 16).transpose(1, 0, 2).copy()
+    with pytest.raises(ValueError, match="nothing out of the ordinary"):
+        pipeline.memory.add("nothing", pipeline.outputs(quiet))
+
+
+def test_slow_change_is_told_as_drift_and_before_any_alert(bundle: Bundle) -> None:
+    x = normal(60_000, seed=11)
+    x[1] += np.linspace(0, 0.6, 60_000, dtype=np.float32)
+    first = next(event for event in feed(bundle, stream(x)) if event.until_ns is None)
+    assert first.type == "drift"
+    assert first.reason.startswith("level of current: +")
+    assert first.model == bundle.digest
+
+
+def test_a_shift_that_stays_is_one_alert_one_question_and_no_drift(bundle: Bundle) -> None:
+    x = with_fault(80_000, 5000)
+    events = [event for event in feed_with(bundle, x) if event.type != "anomaly_updated"]
+    assert [event.type for event in events] == ["anomaly_started", "new_normal"]
+    started, question = events
+    assert (question.episode, question.since_ns) == (started.episode, started.since_ns)
+    assert question.time_ns - started.since_ns >= 60e9
+
+
+def feed_with(bundle: Bundle, x: Float32) -> list[Event]:
+    pipeline = bundle.pipeline(AlarmConfig(settle_s=60.0))
+    return [event for at in range(0, x.shape[1], 1000) for event in pipeline.feed(stream(x[:, at : at + 1000], at))]
+
+
+def test_drift_and_questions_come_in_the_same_order_however_samples_are_split(bundle: Bundle) -> None:
+    x = normal(30_000, seed=11)
+    x[1, :12_000] += np.linspace(0, 0.8, 12_000, dtype=np.float32)
+    x[0, 15_000:24_000] += 5
+    samples, config = stream(x), AlarmConfig(settle_s=10.0)
+    whole = bundle.pipeline(config).feed(samples)
+    assert {"drift", "anomaly_started", "new_normal", "anomaly_ended"} <= {event.type for event in whole}
+    rng = np.random.default_rng(0)
+    for count in (3, 40, 900):
+        edges = [0, *sorted(rng.integers(0, 30_000, count).tolist()), 30_000]
+        pipeline = bundle.pipeline(config)
+        parts = [Samples(samples.time_ns[a:b], samples.x[:, a:b]) for a, b in itertools.pairwise(edges)]
+        assert [event for part in parts for event in pipeline.feed(part)] == whole
+
+
+def test_an_alert_shows_the_signal_that_led_to_it(bundle: Bundle) -> None:
+    (event,) = feed(bundle, stream(with_fault()))
+    assert event.excerpt is not None
+    assert next(iter(event.excerpt.channels)) == "current"
+    assert event.excerpt.start_ns == event.time_ns - 15 * PERIOD
+    assert event.excerpt.step_ns == PERIOD
+    at = event.excerpt.start_ns // PERIOD
+    assert event.excerpt.channels["current"] == pytest.approx(with_fault()[1, at : at + 16], rel=1e-4)
+
+
+def test_a_bundle_without_a_reference_is_silent_about_slow_change(bundle: Bundle) -> None:
+    x = normal(60_000, seed=11)
+    x[1] += np.linspace(0, 0.6, 60_000, dtype=np.float32)
+    pipeline = bundle.pipeline()
+    pipeline.adopt(dataclasses.replace(bundle.head, reference=None))
+    assert (pipeline.drift, pipeline.settling) == (None, None)
+    assert not [event for event in pipeline.feed(stream(x)) if event.type == "drift"]
+    with pytest.raises(ValueError, match="holds no reference"):
+        pipeline.memory.add("door", pipeline.outputs(np.ones((4, 2, 16), np.float32)))
+
+
+def test_a_head_may_be_replaced_while_it_runs(bundle: Bundle, tmp_path: Path) -> None:
+    shifted = normal(20_000, seed=12) + np.float32(3)
+    windows = shifted.reshape(2, -1, 16).transpose(1, 0, 2).copy()
+    pipeline = bundle.pipeline()
+    assert [event.type for event in pipeline.feed(stream(slams(3000, 1000, seed=7)))] == ["anomaly_started", "anomaly_ended"]
+    pipeline.memory.add("door", pipeline.outputs(pipeline.evidence.x))
+    strange = pipeline.feed(stream(shifted[:, :4000], 3000))
+    assert strange[0].type == "anomaly_started"
+    outputs, position = pipeline.outputs(windows), np.arange(len(windows)) * 16 * PERIOD
+    fitted = fit_head("mahalanobis", outputs, position, bundle.smoother(16), 1, trusted=True)
+    head = Head(fitted.scorer, fitted.calibrator, fitted.explainer, fitted.reference)
+    policy = AlarmPolicy.of(AlarmConfig(), floor=head.calibrator.floor, length=16, hop=4)
+    assert pipeline.adopt(head, policy) == []
+    after = pipeline.feed(stream(normal(20_000, seed=13) + np.float32(3), 7000))
+    assert [event.type for event in after] == ["anomaly_ended"]
+    assert pipeline.memory.names == ("door",)
+    assert "anomaly_started" in {event.type for event in pipeline.feed(stream(normal(2000, seed=14), 27_000))}
+
+
+def test_a_drift_that_is_on_is_over_when_the_head_is_replaced(bundle: Bundle) -> None:
+    pipeline = bundle.pipeline()
+    x = normal(40_000, seed=11)
+    x[1] += np.linspace(0, 0.5, 40_000, dtype=np.float32)
+    (begun, *_) = [event for event in pipeline.feed(stream(x)) if event.type == "drift"]
+    (over,) = pipeline.adopt(bundle.head)
+    assert (over.episode, over.until_ns) == (begun.episode, pytest.approx(40_000 * PERIOD, abs=16 * PERIOD))

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from edge.delivery import topics
+from edge.event import Event, Share
 from edge.scoring.backends import Outputs
-from edge.scoring.explain import Explainer
+from edge.scoring.explain import MOST_BYTES, Explainer, excerpt
 from edge.signal import Float32
 
 CHANNELS = 5
@@ -79,3 +81,48 @@ def test_arrays_of_an_earlier_version_are_refused_when_they_are_read() -> None:
     Explainer(**arrays)
     with pytest.raises(ValueError, match="quantize again"):
         Explainer(**{name: array[:2] for name, array in arrays.items()})
+
+
+def shares(channels: tuple[str, ...]) -> tuple[Share, ...]:
+    return tuple(Share(channel, 0.1) for channel in channels)
+
+
+@pytest.mark.parametrize("at", [0, 500, 999])
+def test_a_spike_of_a_single_sample_stays_in_the_excerpt(at: int) -> None:
+    x = np.random.default_rng(1).normal(size=(2, 1000)).astype(np.float32)
+    x[1, at] = -30.0
+    found = excerpt(x, 5, 10.0, ("a", "b"), shares(("b", "a")))
+    assert found is not None
+    assert min(found.channels["b"]) == -30.0
+    assert (x[1].reshape(-1, 8).mean(axis=1) > -10).all(), "the control: a mean would have hidden it"
+    assert list(found.channels) == ["b", "a"]
+    assert (found.start_ns, found.step_ns) == (5, 160)
+    assert len(found.channels["b"]) == 63
+
+
+@pytest.mark.parametrize("count", [1, 3, 38, 60, 200])
+def test_an_event_with_its_excerpt_stays_below_its_size(count: int) -> None:
+    names = tuple(f"channel_with_a_name_{i:03}" for i in range(count))
+    x = (-1.23456789e-5 * np.random.default_rng(1).normal(size=(count, 4096))).astype(np.float32)
+    found = excerpt(x, 10**18, 10.0, names, shares(names))
+    if count > 60:
+        assert found is None, "no room at all"
+        return
+    event = Event(
+        type="anomaly_started",
+        episode=123456,
+        time_ns=10**18,
+        since_ns=10**18,
+        score=1.2345678901234e-5,
+        p_value=1.2345678901234e-5,
+        threshold=1.2345678901234e-5,
+        channels=shares(names),
+        model="0" * 64,
+        excerpt=found,
+    )
+    payload = topics.event_payload(
+        event, stream="s" * 63, episode_id="e" * 160, record="r" * 120, offset_ns=-(10**17), historical=True
+    )
+    size = len(topics.encode(payload))
+    assert size <= MOST_BYTES
+    assert count > 3 or size > 1500, "the room is used"
