@@ -3,6 +3,7 @@
     bytes ──sensing──▶ Windows ──scoring──▶ Event ──delivery──▶ broker
             sources     windows   backends    alerts   outbox
             decoders              scorers     explain  mqtt
+                                  memory      drift
                                   calibrate
 
 - `signal`, `event`, `errors`, `config`: the ground floor, plain values;
