@@ -60,7 +60,6 @@ class Drift:
         size = len(reference.offset)
         self._sum = np.zeros((2, size))  # of up and down
         self._since = np.zeros((2, size), np.int64)  # first window of the block in which each left 0
-        self._blocks = np.zeros((2, size), np.int64)  # since then
         self._total: Float64
         self._embedded: Float64
         self._told: Bool = np.zeros((2, size), bool)  # above the threshold since the drift began
@@ -120,9 +119,8 @@ class Drift:
         before = self._sum > 0
         self._sum = np.clip(self._sum + np.minimum(beyond, LARGEST * self._threshold), 0, 1.5 * self._threshold)
         left = ~before & (self._sum > 0)
-        self._since[left], self._blocks[left] = first_ns, 0
+        self._since[left] = first_ns
         self._since = np.minimum(self._since, first_ns)  # the clock may have been set back
-        self._blocks += self._sum > 0
         was = self.active
         self._told = (self._told & (self._sum > 0)) | (self._sum > self._threshold)
         if self.active == was:

@@ -19,6 +19,9 @@ WATCHED = ("shape", "level", "movement")
 """What is followed of each channel: the residual, the mean, the energy."""
 BLOCKS = 8
 """So many blocks the reference is cut into. What a machine does in turn within an eighth of the time is in every block."""
+LONG = 2048
+"""Windows that share no sample. A block that is longer is halved, as long as all that is done in turn evens out within one: a
+month of recordings is not to mean that drift is told after a week."""
 FEWEST = 16
 """Windows. With so few the blocks vary much, so much is allowed, and little is ever told."""
 ALLOWED = 0.3
@@ -97,14 +100,15 @@ class Reference:
             near=nowhere,
         )
         z, e = reference.watched(outputs, finite), reference.embedded(outputs)
-        place, block = _in_blocks(position, window)
-        counts = np.bincount(place, minlength=BLOCKS)
-        kept = [i for i in range(BLOCKS) if counts[i] >= max(2, len(place) // (4 * BLOCKS))]
-        clipped = np.clip(z, -CLIP, CLIP)
-        means = np.array([clipped[place == i].mean(axis=0) for i in kept])
-        moved = np.array([rms(np.clip(e[place == i], -CLIP, CLIP).mean(axis=0)) for i in kept])
-        means = np.concatenate([means, moved[:, None]], axis=1)  # (K, Q)
-        spread = means.std(axis=0, ddof=1) if len(kept) > 1 else np.full(means.shape[1], ALLOWED)
+        ran = _ran(position, window)
+        count, means = BLOCKS, _block_means(z, e, ran, BLOCKS)
+        while ran[-1] / window / count > LONG and len(ran) >= 2 * count * FEWEST:
+            finer = _block_means(z, e, ran, 2 * count)
+            if 2 * finer.std(axis=0, ddof=1).max() > ALLOWED:
+                break
+            count, means = 2 * count, finer
+        block = max(1.0, (ran[-1] + window) / window / count)
+        spread = means.std(axis=0, ddof=1) if len(means) > 1 else np.full(means.shape[1], ALLOWED)
         width = np.append(np.maximum(z.std(axis=0), 1), max(1.0, float(e.std())))
         limit, near = _nearness(reference, outputs)
         return replace(
@@ -160,12 +164,21 @@ def rms(z: Float32 | Float64) -> float:
     return float(np.sqrt(np.mean(np.square(z, dtype=np.float64))))
 
 
-def _in_blocks(position: Int64, window: float) -> tuple[Int64, float]:
-    """To which of `BLOCKS` blocks of equal time each belongs, and how many windows that share no sample fill one."""
-    step = np.clip(np.diff(position, prepend=position[:1]), 0, _FARTHEST_GAP * window)
-    ran = np.cumsum(step)
-    span = float(ran[-1]) + window
-    return np.minimum((ran * BLOCKS / span).astype(np.int64), BLOCKS - 1), max(1.0, span / window / BLOCKS)
+def _ran(position: Int64, window: float) -> Float64:
+    """(n,) for how long it had run at each, in the unit of `position`."""
+    step = np.clip(np.diff(position, prepend=position[:1]).astype(np.float64), 0, _FARTHEST_GAP * window)
+    found: Float64 = np.cumsum(step)
+    return found
+
+
+def _block_means(z: Float32, e: Float32, ran: Float64, count: int) -> Float64:
+    """(K, Q) of `count` blocks of equal time, without those that are nearly empty."""
+    place = np.minimum((ran * count / (ran[-1] + 1e-9)).astype(np.int64), count - 1)
+    size = np.bincount(place, minlength=count)
+    kept = np.flatnonzero(size >= max(2, len(place) // (4 * count)))
+    z, e = np.clip(z, -CLIP, CLIP), np.clip(e, -CLIP, CLIP)
+    means = [np.append(z[place == i].mean(axis=0), rms(e[place == i].mean(axis=0))) for i in kept]
+    return np.array(means, np.float64)
 
 
 def _nearness(reference: Reference, outputs: Outputs) -> tuple[Float32, Float32]:

@@ -107,6 +107,14 @@ def test_a_machine_that_goes_to_and_fro_within_the_time_of_the_reference_does_no
     assert feed(drifting(), swinging(50_000, 1)), "the control: for a machine that never did that, it does"
 
 
+@pytest.mark.parametrize(("cycle", "blocks"), [(50, 1 / 16), (8000, 1 / 8)])
+def test_a_block_of_a_long_reference_is_no_longer_than_what_is_done_in_turn(cycle: int, blocks: float) -> None:
+    n = 32_000
+    normal = running(n, 1, (2 * np.sin(np.arange(n) / cycle * 2 * np.pi)).astype(np.float32))
+    fitted = Reference.fit(normal, scores(normal), np.arange(n) * HOP_NS, HOP_NS)
+    assert float(fitted.block[0]) == pytest.approx(n * blocks, rel=0.01)
+
+
 def test_a_clock_that_is_set_back_makes_no_drift_that_began_later() -> None:
     drift = drifting()
     moving = running(6000, 2, ramp(6000, 0.1))
