@@ -109,7 +109,7 @@ class Delivery:
         self._under_way: set[Token] = set()
         self._outcomes: dict[int, str] = {}  # sequence → refusal or "", not yet written to the outbox
         self._outcomes_due_s = 0.0
-        self._alerts: set[int] = set()  # among what is under way
+        self._alerts: set[int] = set()  # among what is or soon will be under way
         self._unbatched: set[str] = set()  # topics whose batch was refused in this session
         self._loose: set[Token] = set()  # sent with QoS 0 in this session
         self._suspects: set[Token] = set()
@@ -460,6 +460,7 @@ class Delivery:
             return
         self._settled(token)
         if token.startswith("answer "):
+            self._strikes.pop(token, None)
             log.warning("an answer was refused: %s", refusal)
         elif (token, refusal) not in self._complained:  # a latest value comes again; the complaint does not
             self._complained.add((token, refusal))
@@ -479,7 +480,7 @@ class Delivery:
                 if refusal:
                     self._outbox.park(sequence, refusal)
                     log.warning("record %d: parked until the next start: %s", sequence, refusal)
-            self._alerts -= self._outcomes.keys()
+            self._alerts &= self._under_way
             self._outcomes.clear()
             self._disk_trouble = ""
         except StorageError as error:

@@ -217,8 +217,7 @@ class Outbox:
         """
         rank = _ALERT if kind == "alert" else _TELEMETRY
         with self._lock:
-            if self._failure is not None and not isinstance(self._failure, StorageError):
-                raise self._failure
+            self._check()
             if kind == "telemetry" and self._over_budget():
                 return self._drop_unseen(topic)
             if durable:
@@ -255,6 +254,7 @@ class Outbox:
         Alerts, then alerts that are due again, then what tells of losses, then telemetry.
         """
         with self._lock:
+            self._check()
             if self._untold - self._mute and self._may_tell():
                 with contextlib.suppress(StorageError):  # on a full disk the loss is told later, the records now
                     self._tell_losses()
@@ -275,18 +275,13 @@ class Outbox:
 
         One that is gone already was counted as dropped or acknowledged and stays so.
         """
-        with self._lock, self._transaction():
-            for sequence in sequences:
-                key = self._key(sequence)
-                rank = None if key is None else key >> _SHIFT
-                if rank == _PARKED or rank is None:
-                    continue
-                if self.ack == "application" and rank in (_ALERT, _SENT):
-                    self._await(sequence, known=rank == _SENT)
-                else:
-                    self._remove(sequence)
-                    self._count(delivered=1, waiting=-1)
-            self._trim()  # what is awaited takes a few bytes more
+        with self._lock:
+            try:
+                self._forget(sequences)
+            except StorageError:
+                if not self._group:
+                    raise
+                self._forget(sequences, alone=True)  # on a full disk it may be this that makes room for the group
 
     def acknowledge(self, records: Collection[str]) -> list[str]:
         """The application has them: forget them, whatever the broker says. Returns those that are not, or no longer, here."""
@@ -469,21 +464,23 @@ class Outbox:
         log.error("%s: damaged (%s), moved to %s; what was not delivered from it is lost", self.path, error, aside)
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, alone: bool = False) -> Iterator[None]:
         """What is done inside is on disk afterwards, or has not happened: neither in the file nor in the counts.
 
-        With it goes what has been put before and is not on disk: one commit serves all, and sequences never have a hole.
+        With it goes what has been put before and is not on disk: one commit serves all, and no later sequence is on disk
+        before. `alone` leaves that out; then nothing may be inserted.
         """
+        group = [] if alone else self._group
         counts, untold, mute, sequence = self._counts, set(self._untold), set(self._mute), self._sequence
         before = self._written()
         try:
             with self._guarded():
                 self._connection.execute("BEGIN IMMEDIATE")
-                for new in self._group:
+                for new in group:
                     self._insert(new)
                 for topic, (count, first_ns, last_ns) in self._losses.items():
                     self._note_loss(topic, count, first_ns, last_ns, "disk_budget")
-                if self._group:
+                if group:
                     self._trim()
                 yield
                 day = self._clock() // _DAY_NS
@@ -505,8 +502,10 @@ class Outbox:
                 self._written_today += _GUESSED_PAGES * self._page_bytes
             else:
                 self._written_today += after - before
-        self._group.clear()
         self._losses.clear()
+        if alone:
+            return
+        self._group.clear()
         self._due_s = math.inf
         if isinstance(self._failure, StorageError):
             self._failure = None
@@ -541,6 +540,25 @@ class Outbox:
                     f"{self.path}: damaged ({error}); start the agent again, it moves the file aside and goes on"
                 )
         return error
+
+    def _forget(self, sequences: Collection[int], *, alone: bool = False) -> None:
+        with self._transaction(alone=alone):
+            for sequence in sequences:
+                key = self._key(sequence)
+                rank = None if key is None else key >> _SHIFT
+                if rank == _PARKED or rank is None:
+                    continue
+                if self.ack == "application" and rank in (_ALERT, _SENT):
+                    self._await(sequence, known=rank == _SENT)
+                else:
+                    self._remove(sequence)
+                    self._count(delivered=1, waiting=-1)
+            self._trim()  # what is awaited takes a few bytes more
+
+    def _check(self) -> None:
+        """A bug that ended the flusher is everybody's."""
+        if self._failure is not None and not isinstance(self._failure, StorageError):
+            raise self._failure
 
     def _commit_group(self) -> None:
         with self._transaction():
