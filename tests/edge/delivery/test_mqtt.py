@@ -318,6 +318,22 @@ def test_what_the_broker_has_retained_is_no_request(mosquitto: Mosquitto, outbox
     assert heard == [b"new"]
 
 
+def test_what_is_longer_than_any_request_does_not_reach_the_device(mosquitto: Mosquitto, outbox: Outbox) -> None:
+    """The broker is told so; MQTT 3.1.1 has no words for it."""
+    heard: list[int] = []
+    delivery = Delivery(MqttSink(mosquitto.config(), NODE), outbox, backoff_s=SOON)
+    delivery.subscribe(REQUESTS, lambda topic, payload: heard.append(len(payload)))
+    delivery.start()
+    with somebody(mosquitto) as client:
+        until(lambda: delivery.connected and "SUBACK" in mosquitto.log.read_text())
+        for size in (MAX_INCOMING_BYTES, 300_000, MAX_INCOMING_BYTES + 5, 1):
+            send(client, PING, bytes(size))
+        until(lambda: heard[-1:] == [1])
+        assert delivery.connected
+        delivery.stop(1.0)
+    assert heard == [MAX_INCOMING_BYTES, MAX_INCOMING_BYTES + 1, 1]
+
+
 @pytest.mark.parametrize(("version", "kept"), [("5", [b"while away"]), ("3.1.1", [])])
 def test_a_request_into_a_hole_of_the_network(mosquitto: Mosquitto, outbox: Outbox, version: Any, kept: list[bytes]) -> None:
     heard: list[bytes] = []
