@@ -155,12 +155,13 @@ def commissioned(bundle: Bundle, normal: Recording, hop: int | None = None) -> B
     manifest = bundle.manifest
     outputs, windows, hop = of_normal(bundle, normal, hop)
     # The authors of the sets vouch for these rows, and the simple methods beside it are given all of them too.
-    head = fit_head(manifest.scorer, outputs, windows.end_ns, bundle.smoother(hop), -(-manifest.window // hop), trusted=True)
+    smoother, overlap, stride = bundle.smoother(hop), -(-manifest.window // hop), max(1, manifest.hop // hop)
+    head = fit_head(manifest.scorer, outputs, windows.end_ns, smoother, overlap, trusted=True, stride=stride)
     return Bundle(
         manifest,
         bundle.digest,
         bundle.backend,
-        Head(head.scorer, head.calibrator, head.explainer, head.reference, Usual.fit(windows.x)),
+        Head(head.scorer, head.calibrator, head.explainer, head.reference, Usual.fit(windows.x), head.tail),
         bundle.golden,
         bundle.size,
         bundle.stream,

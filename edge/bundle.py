@@ -216,9 +216,17 @@ class Bundle:
         period_ns = 1e9 / manifest.rate_hz
         return Smoother(manifest.smoothing * period_ns * smooth, hop * period_ns, manifest.window * period_ns)
 
-    def policy(self, alarm: AlarmConfig, head: Head, hop: int | None = None) -> AlarmPolicy:
-        """What `alarm` comes to with this head; raises `ConfigError` when its threshold cannot be reached."""
-        return AlarmPolicy.of(alarm, floor=head.calibrator.floor, length=self.manifest.window, hop=hop or self.manifest.hop)
+    def policy(self, alarm: AlarmConfig | None = None, head: Head | None = None, *, hop: int | None = None) -> AlarmPolicy:
+        """What an alarm means with this head, or with the bundle's own; raises like `pipeline`."""
+        head = head or self.head
+        return AlarmPolicy.of(
+            alarm or AlarmConfig(),
+            calibrator=head.calibrator,
+            tail=head.tail,
+            length=self.manifest.window,
+            hop=hop or self.manifest.hop,
+            rate_hz=self.manifest.rate_hz,
+        )
 
     def pipeline(
         self, alarm: AlarmConfig | None = None, *, hop: int | None = None, smooth: bool = True, health: bool = True
@@ -233,7 +241,7 @@ class Bundle:
             Windower(len(manifest.channels), manifest.rate_hz, manifest.window, hop, manifest.missing),
             self.backend,
             self.head,
-            self.policy(alarm, self.head, hop),
+            self.policy(alarm, hop=hop),
             self.smoother(hop, smooth=smooth),
             channels=self.channels,
             model=self.digest,

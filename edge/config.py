@@ -20,6 +20,9 @@ from edge.errors import ConfigError, NoInputError
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lower case letters, digits and dashes")]
 Positive = Annotated[float, Meta(gt=0)]
+WEEK_H = 168.0
+HOURS = {"hour": 1.0, "day": 24.0, "week": WEEK_H, "month": 730.5}
+MOST_PER_WEEK = 60 * WEEK_H
 
 
 class RegisterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,8 +114,14 @@ USB_PORT = re.compile(r"usb:([0-9a-fA-F]{4}):([0-9a-fA-F]{4})(?::(.+))?")
 class AlarmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a strange score becomes an alert. Durations are in windows because windows are what is judged."""
 
+    false_alarms: str | float | None = None
+    """How many alerts without a cause are bearable: `"1/week"`, or per hour, day or month; a number is per week. Then the
+    threshold is found from the model's normal running, and `amiss check` says what it can promise."""
+    confidence: Annotated[float, Meta(ge=0.5, lt=1)] = 0.9
+    """With which that is promised."""
     p_value: Annotated[float, Meta(gt=0, lt=1)] | None = None
-    """Windows at or below it count as strange. `None`: 0.001, or the rarest that the model's calibration can tell."""
+    """Instead of `false_alarms`: windows at or below it count as strange. Neither: 0.001, or the rarest that the model's
+    calibration can tell."""
     pending_windows: Annotated[int, Meta(ge=1)] | None = None
     """Strange windows in a row before an alert. `None`: as many as it takes until two of them share no sample."""
     clear_windows: Annotated[int, Meta(ge=1)] | None = None
@@ -133,6 +142,26 @@ class AlarmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """up to this."""
     settle_s: Positive = 600.0
     """An anomaly that has not changed for this long (and for 50 windows) is asked about: is that how it runs from now on?"""
+
+    def __post_init__(self) -> None:
+        if self.per_week is not None and self.p_value is not None:
+            raise ValueError("false_alarms and p_value are two ways to set the same threshold; leave out one of them")
+
+    @property
+    def per_week(self) -> float | None:
+        """`false_alarms` as a number; raises ValueError for what is none."""
+        if self.false_alarms is None:
+            return None
+        found = re.fullmatch(
+            r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(?:(?:/|per|an?)\s*(hour|day|week|month)\s*)?", str(self.false_alarms)
+        )
+        count = float(found[1]) * WEEK_H / HOURS[found[2] or "week"] if found else math.nan
+        if not 0 < count <= MOST_PER_WEEK:
+            raise ValueError(
+                f"false_alarms = {self.false_alarms!r}: expected how many alerts without a cause are bearable, as in "
+                '"1/week" or "2/day" (hour, day, week, month), more than 0 and at most 60/hour'
+            )
+        return count
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

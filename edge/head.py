@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from edge.scoring.budget import Tail
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.explain import Explainer
@@ -25,6 +26,8 @@ class Head:
     """What drift, settling and the memory of false alarms measure by."""
     usual: Usual | None = None
     """Without it sensors are not judged by their values."""
+    tail: Tail | None = None
+    """How often normal running is how strange for how long; without it a false-alarm budget cannot be kept."""
 
     def arrays(self) -> dict[str, Float32]:
         """Everything, as plain arrays: what head.npz holds."""
@@ -34,6 +37,7 @@ class Head:
             "explain.": self.explainer.arrays(),
             "drift.": self.reference.arrays() if self.reference else {},
             "usual.": self.usual.arrays() if self.usual else {},
+            "tail.": {} if self.tail is None else self.tail.arrays(),
         }
         return {prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()}
 
@@ -47,6 +51,7 @@ class Head:
             Explainer(**_part(arrays, "explain.")),
             Reference.from_arrays(reference) if reference else None,
             Usual.from_arrays(usual) if (usual := _part(arrays, "usual.")) else None,
+            Tail.from_arrays(_part(arrays, "tail.")),
         )
 
 

@@ -18,6 +18,7 @@ from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, w
 from edge.errors import DataError
 from edge.head import Head
 from edge.scoring.backends import OUTPUTS, RUNTIMES, installed, run_in_slices
+from edge.scoring.budget import Tail
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.inject import inject, usual_spread
@@ -83,7 +84,8 @@ def pack(
     try:
         scorer, held_back, explainer = fit_to(backend, about.scorer, fit, calibration)
         smoother = Smoother(about.smoothing, about.hop, fit.shape[2])
-        calibrator = Calibrator.fit(smoothed(smoother, position, held_back))
+        scores, at = smoothed(smoother, position, held_back)
+        calibrator, tail = Calibrator.fit(scores), Tail.fit(scores, at, smoother, hour=3600 * about.rate_hz)
         some = run_in_slices(backend, thinned(calibration))
         reference = Reference.fit(some, scorer.score(some), thinned(position), fit.shape[2])
     except ValueError as error:
@@ -117,7 +119,7 @@ def pack(
     )
     members = {
         **models,
-        "head.npz": pack_head(Head(scorer, calibrator, explainer, reference, usual)),
+        "head.npz": pack_head(Head(scorer, calibrator, explainer, reference, usual, tail)),
         "golden.npz": pack_golden(golden),
         "README.md": _card(manifest).encode(),
         "bom.cdx.json": _bill_of_materials(manifest).encode(),

@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge.errors import GateError
-from edge.scoring.alerts import DEFAULT_P_VALUE
 from edge.scoring.backends import Backend, Outputs, open_backend, run_in_slices
-from edge.scoring.calibrate import Calibrator
+from edge.scoring.calibrate import DEFAULT_P_VALUE, Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.inject import noise, usual_spread
 from edge.signal import Bool, Float32, Float64

@@ -10,10 +10,12 @@ from onnx import TensorProto, helper
 from edge.bundle import ChannelSpec, Golden, Manifest, pack_golden, pack_head, write_bundle
 from edge.head import Head
 from edge.scoring.backends import OUTPUTS, OnnxBackend, run_in_slices
+from edge.scoring.budget import Tail
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.explain import Explainer
 from edge.scoring.reference import Reference
+from edge.scoring.smoothing import Smoother
 from edge.sensing.health import Usual
 from edge.sensing.windows import MissingPolicy
 
@@ -66,9 +68,10 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     half = windows // 2
     held_back = outputs.part(slice(half, None))
     fitted = Ensemble.fit(scorer, outputs.part(slice(half)), held_back)
-    calibrator = Calibrator.fit(fitted.score(held_back))
-    position = np.arange(half, windows) * length
-    reference = Reference.fit(held_back, fitted.score(held_back), position, length)
+    scores = fitted.score(held_back)  # of windows that lie side by side
+    calibrator = Calibrator.fit(scores)
+    tail = Tail.fit(scores, np.arange(len(scores)) * length, Smoother(0, length, length), hour=3600 * 100.0)
+    reference = Reference.fit(held_back, scores, np.arange(half, windows) * length, length)
     golden = run_in_slices(backend, x[:4])
     manifest = Manifest(
         name="small",
@@ -88,7 +91,7 @@ def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) 
     )
     return manifest, {
         "model.onnx": model,
-        "head.npz": pack_head(Head(fitted, calibrator, Explainer.fit(outputs), reference, Usual.fit(x))),
+        "head.npz": pack_head(Head(fitted, calibrator, Explainer.fit(outputs), reference, Usual.fit(x), tail)),
         "golden.npz": pack_golden(Golden(x[:4], golden, fitted.score(golden))),
         "README.md": b"# small\n",
         "bom.cdx.json": b"{}\n",

@@ -12,7 +12,7 @@ import numpy as np
 
 from edge.bundle import Bundle
 from edge.pipeline import Verdicts
-from edge.scoring.alerts import DEFAULT_P_VALUE
+from edge.scoring.calibrate import DEFAULT_P_VALUE
 from edge.signal import Bool, Float64
 from trainer.metrics import poisson_interval, wilson_interval
 

@@ -110,6 +110,7 @@ def fit(
             bundle.smoother(hop),
             overlap=-(-manifest.window // hop),
             trusted=trusted,
+            stride=max(1, manifest.hop // hop),
         )
     except ForeignError as error:
         raise DataError(
@@ -118,7 +119,9 @@ def fit(
         ) from None
     except ValueError as error:
         raise DataError(f"{where}: {error}; {longer}") from None
-    return Head(fitted.scorer, fitted.calibrator, fitted.explainer, fitted.reference, Usual.fit(material.x())), fitted
+    return Head(
+        fitted.scorer, fitted.calibrator, fitted.explainer, fitted.reference, Usual.fit(material.x()), fitted.tail
+    ), fitted
 
 
 class Commissioning:

@@ -26,9 +26,10 @@ import numpy as np
 from edge.config import AlarmConfig
 from edge.errors import ConfigError
 from edge.event import Event, EventType, Share
+from edge.scoring.budget import Allowance, Tail, allowance
+from edge.scoring.calibrate import DEFAULT_P_VALUE, Calibrator
 from edge.signal import Bool, Float32, Float64, Int64
 
-DEFAULT_P_VALUE = 0.001
 BACK = 24
 """Longest cool-downs of quiet after which a cause begins anew: with the default a day."""
 BURST = 12
@@ -53,18 +54,34 @@ class AlarmPolicy:
     longest_update_ns: int
     bridge_ns: int | None
     """A pause up to this long does not break a row; `None`: found out from the stream."""
+    allowance: Allowance | None = None
+    """What this costs in false alarms; `None`: the bundle cannot tell."""
 
     @classmethod
-    def of(cls, config: AlarmConfig, *, floor: float, length: int, hop: int) -> "AlarmPolicy":
-        """Raises `ConfigError` for a threshold that the calibration can never reach."""
-        p_value = max(DEFAULT_P_VALUE, floor) if config.p_value is None else config.p_value
-        if p_value < floor:
+    def of(
+        cls,
+        config: AlarmConfig,
+        *,
+        calibrator: Calibrator,
+        length: int,
+        hop: int,
+        tail: Tail | None = None,
+        rate_hz: float = 1.0,
+    ) -> "AlarmPolicy":
+        """For windows of `length` samples, `hop` apart. Raises `ConfigError` for a threshold that cannot be told."""
+        if config.p_value is not None and config.p_value < calibrator.floor:
             raise ConfigError(
-                f"alarm.p_value = {p_value:g} can never be reached: the model was calibrated on {round(1 / floor) - 1} "
-                f"windows, which tell nothing rarer than {floor:.3g}; raise it to that, or calibrate on more normal data"
+                f"alarm.p_value = {config.p_value:g} cannot be told: the model was calibrated on {calibrator.windows} windows, "
+                f"which tell nothing rarer than {calibrator.floor:.3g}; raise it to that, calibrate on more normal data, or "
+                "set alarm.false_alarms instead, which is estimated where it cannot be counted"
             )
         disjoint = math.ceil(length / hop) + 1
         pending = config.pending_windows or disjoint
+        allowed = allowance(config, calibrator, tail, (pending - 1) * hop / rate_hz / 3600)
+        if allowed is not None:
+            p_value = allowed.p_value
+        else:
+            p_value = max(DEFAULT_P_VALUE, calibrator.floor) if config.p_value is None else config.p_value
         return cls(
             p_value=p_value,
             clear_p_value=min(1.0, p_value * config.clear_ratio),
@@ -75,10 +92,11 @@ class AlarmPolicy:
             update_every_ns=round(config.update_every_s * 1e9),
             longest_update_ns=round(max(config.update_every_s, config.longest_update_s) * 1e9),
             bridge_ns=None if config.bridge_s is None else round(config.bridge_s * 1e9),
+            allowance=allowed,
         )
 
     def alerts_at_most(self, span_ns: int) -> int | None:
-        """In any stretch of that length on the stream's clock, while it is not set back; no bound without a cool-down."""
+        """In any stretch of that length, while the stream's clock is not set back; without a cool-down there is no bound."""
         return BURST + span_ns // self.longest_cool_down_ns if self.cool_down_ns else None
 
 

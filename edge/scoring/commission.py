@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge.scoring.backends import Outputs
+from edge.scoring.budget import NS_PER_HOUR, Tail
 from edge.scoring.bulk import away, blocks
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble, features, fit_members, log_scores
@@ -48,6 +49,7 @@ class Fitted:
     calibrator: Calibrator
     explainer: Explainer
     reference: Reference
+    tail: Tail
     strange: int = 0
     """Windows that scorer and explainer were not fitted to, because they look unlike the rest,"""
     foreign: int = 0
@@ -55,12 +57,21 @@ class Fitted:
 
 
 def fit_head(
-    scorer: str, outputs: Outputs, position: Int64, smoother: Smoother, overlap: int, *, trusted: bool = False
+    scorer: str,
+    outputs: Outputs,
+    position: Int64,
+    smoother: Smoother,
+    overlap: int,
+    *,
+    trusted: bool = False,
+    stride: int = 1,
+    hour: float = NS_PER_HOUR,
 ) -> Fitted:
     """A head from normal windows in the order of time; raises ValueError when they are too few, `ForeignError` when too many
     look unlike the rest. `trusted`: nothing is left out.
 
     `position` (n,) says where each window stands, in the unit of the smoother; windows `overlap` places apart share no sample.
+    `stride` and `hour` are those of `Tail.fit`.
 
     An hour of one machine is too little to set a third of it aside. So the calibration is crossed: each of `FOLDS` blocks is
     scored by scorers fitted to the other blocks, and the scorers that ship are fitted to all of them (Vovk 2015,
@@ -80,8 +91,9 @@ def fit_head(
     learned = outputs.part(np.flatnonzero(ordinary))
     ensemble = Ensemble.related(scorer, fit_members(scorer, learned), crossed)
     unsmoothed = ensemble.combined(crossed)
-    scores = smoothed(smoother, position[known], unsmoothed)
+    scores, at = smoothed(smoother, position[known], unsmoothed)
+    tail = Tail.fit(scores, at, smoother, stride=stride, hour=hour)
     length = overlap * float(np.median(np.diff(position)))
     reference = Reference.fit(outputs.part(np.flatnonzero(known)), unsmoothed, position[known], length)
     left_out = int((~ordinary).sum()), int((~known).sum())
-    return Fitted(ensemble, Calibrator.fit(scores), Explainer.fit(learned), reference, *left_out)
+    return Fitted(ensemble, Calibrator.fit(scores), Explainer.fit(learned), reference, tail, *left_out)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from edge.signal import Float32, Float64, Int64
+from edge.signal import Bool, Float32, Float64, Int64
 
 
 class Smoother:
@@ -19,8 +19,7 @@ class Smoother:
         """All in one unit, that of the positions. With a reach of 0 each window stands for itself."""
         # Rounded up: with a wider hop than that of the calibration, a mean of fewer windows would vary more than was promised.
         self.count = 1 + math.ceil(reach / hop - 1e-6)
-        # Behind a gap a window has to fill up before there is a next one. Stamps jitter by less than that.
-        self._apart = hop + window / 2
+        self.hop, self.window = hop, window
         self._sums: Float64
         self._last: int | None
         self.restart()
@@ -38,7 +37,7 @@ class Smoother:
         if self.count == 1:
             return score, np.ones(len(score), np.int64)
         step = np.diff(position, prepend=position[:1] if self._last is None else self._last)
-        breaks = np.flatnonzero((step > self._apart) | (step <= 0)).tolist()
+        breaks = np.flatnonzero(self.breaks(step)).tolist()
         means, seen = np.empty(len(score)), np.empty(len(score), np.int64)
         for start, stop in pairwise(sorted({0, *breaks, len(score)})):
             if start in breaks:
@@ -49,6 +48,12 @@ class Smoother:
         if len(position):
             self._last = int(position[-1])
         return means.astype(np.float32), seen
+
+    def breaks(self, step: Int64) -> Bool:
+        """From one position to the next: is there a gap between?"""
+        # Behind a gap a window has to fill up before there is a next one. Stamps jitter by less than that.
+        found: Bool = (step > self.hop + self.window / 2) | (step <= 0)
+        return found
 
     def _means(self, score: Float64, seen: Int64) -> Float64:
         # Differences of a running sum cost one addition a window, whatever the count. The sum is carried on one by one, so the
@@ -66,8 +71,8 @@ class Smoother:
         self._seen = 0
 
 
-def smoothed(smoother: Smoother, position: Int64, score: Float32) -> Float32:
-    """The means of which all windows were seen; where no row is long enough for one, those there are."""
+def smoothed(smoother: Smoother, position: Int64, score: Float32) -> tuple[Float32, Int64]:
+    """The means of which all windows were seen, and where they stand; where no row is long enough for one, those there are."""
     means, seen = smoother.feed(position, score)
     full = seen == smoother.count
-    return means[full] if full.any() else means
+    return (means[full], position[full]) if full.any() else (means, position)

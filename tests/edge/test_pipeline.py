@@ -107,7 +107,7 @@ def test_hop_of_one_sample_gives_one_window_a_sample(bundle: Bundle) -> None:
 
 
 def test_a_threshold_out_of_reach_is_refused_when_built(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="can never be reached"):
+    with pytest.raises(ConfigError, match="cannot be told"):
         bundle.pipeline(AlarmConfig(p_value=1e-6))
 
 

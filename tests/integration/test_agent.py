@@ -183,7 +183,7 @@ def test_once_on_a_live_sensor_ends_after_the_first_score(tmp_path: Path, bundle
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
-        (("p_value = 0.01", "p_value = 0.0001"), 78, "can never be reached"),
+        (("p_value = 0.01", "p_value = 0.0001"), 78, "cannot be told"),
         (('clock = "sensor"', 'clock = "sensor"\ncolumns = ["vibration"]'), 78, "current"),
         (("small.amiss", "none.amiss"), 66, "no such bundle"),
     ],

@@ -62,7 +62,7 @@ def test_scorer_and_calibrator_are_those_of_the_model_that_is_shipped(
     fit, calibration, position = windows
     scores = bundle.head.scorer.score(bundle.backend.run(calibration))
     manifest = bundle.manifest
-    means = smoothed(Smoother(manifest.smoothing, manifest.hop, manifest.window), position, scores)
+    means, _ = smoothed(Smoother(manifest.smoothing, manifest.hop, manifest.window), position, scores)
     # Exactly: each calibration window's own score is among the stored ones.
     assert np.array_equal(np.sort(means), bundle.head.calibrator.arrays()["scores"])
     assert len(means) < len(scores), "the control: they are averaged"

@@ -14,9 +14,8 @@ from read_page import Page, marked
 
 import quantize as package
 from edge.errors import CannotCreateError, UsageError
-from edge.scoring.alerts import DEFAULT_P_VALUE
 from edge.scoring.backends import OnnxBackend, run_in_slices
-from edge.scoring.calibrate import Calibrator
+from edge.scoring.calibrate import DEFAULT_P_VALUE, Calibrator
 from quantize import Made, Quantized, page, quantize
 from quantize.fitting import fit_to
 from quantize.parity import LEARNED, told_apart, windows_of
