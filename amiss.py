@@ -402,9 +402,18 @@ def inspect(
     import msgspec
 
     from edge.bundle import MODELS, Bundle, self_tests
+    from edge.config import AlarmConfig
 
     found = Bundle.open(bundle)
-    data = {"digest": found.digest, "bytes": found.size, **msgspec.to_builtins(found.manifest)}
+    # As set by default, and what could be asked for.
+    budget = AlarmConfig(false_alarms="1/week") if found.head.tail else None
+    policies = {"default": found.policy()} | ({"1/week": found.policy(budget)} if budget else {})
+    data = {
+        "digest": found.digest,
+        "bytes": found.size,
+        **msgspec.to_builtins(found.manifest),
+        "false_alarms": {title: msgspec.to_builtins(policy.allowance) for title, policy in policies.items()},
+    }
     m = found.manifest
     models = ", ".join(f"{name} {m.files[name].size} bytes" for name in sorted(MODELS & m.files.keys()))
     lines = [
@@ -416,6 +425,7 @@ def inspect(
         f"  window       {m.window} samples every {m.hop} at {m.rate_hz:g} Hz",
         f"  runtimes     {', '.join(m.runtimes)}; here {found.backend.name}",
         f"  scorer       {m.scorer}, calibrated on {m.calibration_windows} windows, p ≥ {m.calibration_floor:.3g}",
+        *(f"  false alarms {title}: {policy.sentence()}" for title, policy in policies.items()),
         *(f"  {name:12} {value}" for name, value in m.lineage.items()),
     ]
     if verify:

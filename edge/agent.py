@@ -121,7 +121,7 @@ class Agent:
         if self.settings.alarm:
             log.info("instead of what the configuration says, as was asked of the running agent: alarm %s", self.settings.alarm)
         sources = {name: self._source(name) for name in config.streams}
-        self.bundle.policy(alarm, self.bundle.head)
+        log.info("false alarms: %s", self.bundle.policy(alarm).sentence())
         self.outbox = Outbox(
             self._place / "outbox.db",
             device=config.node,

@@ -143,7 +143,10 @@ def test_inspect(run: Run, bundle: Path) -> None:
     code, out, _ = run("inspect", bundle, "--verify")
     assert code == 0
     assert "self-test    golden scores within 0" in out
+    assert "false alarms default: p ≤ 0.001 is strange; in 3.2 minutes of normal running counting alone promises at most" in out
+    assert "false alarms 1/week: at most 1 a week estimated from the tail of 3.2 minutes of normal running; counting" in out
     code, out, _ = run("inspect", bundle, "--verify", "--json")
+    assert json.loads(out)["false_alarms"]["1/week"]["asked"] == 1
     data = json.loads(out)
     assert data["digest"] == subprocess.run(["sha256sum", bundle], capture_output=True, text=True, check=True).stdout.split()[0]
     assert data["self_test"]["worst"] == 0
@@ -438,7 +441,8 @@ def test_check_of_a_healthy_device(run: Run, bundle: Path, tmp_path: Path, mosqu
         code, out, _ = run("check", "--config", config)
         assert code == 0, out
         assert "FAULT" not in out
-        assert "no fault, 6 ok" in out
+        assert "no fault, 7 ok" in out
+        assert "p ≤ 0.001 is strange; in 3.2 minutes of normal running" in out
     finally:
         machine.kill()
         machine.communicate()

@@ -148,11 +148,10 @@ def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle]) -> list[Fi
     bundle = Bundle.open(Path(config.bundle))
     proof = bundle.self_test()
     changed = kept.load(folder).alarm
-    # Is the threshold one that this model can reach?
-    bundle.policy(configs.changed_alarm(config.alarm, changed), bundle.head)
+    policy = bundle.policy(configs.changed_alarm(config.alarm, changed))
     bundles.append(bundle)
     name = f"{bundle.manifest.name} {bundle.manifest.version} {bundle.digest[:16]}…"
-    found = [ok("model", f"{name}, golden scores within {proof.worst:.1g}")]
+    found = [ok("model", f"{name}, golden scores within {proof.worst:.1g}"), ok("false alarms", policy.sentence())]
     if changed:
         keys = ", ".join(f"alarm.{key}" for key in sorted(changed))
         found.append(ok("settings", f"{keys}: set while the agent ran, and stronger than device.toml"))

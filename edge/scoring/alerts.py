@@ -95,6 +95,14 @@ class AlarmPolicy:
             allowance=allowed,
         )
 
+    def sentence(self) -> str:
+        """What this threshold promises."""
+        if self.allowance is not None:
+            return self.allowance.sentence()
+        return (
+            f"p ≤ {self.p_value:.2g} is strange; this bundle was made before there were budgets and promises no rate of alerts"
+        )
+
     def alerts_at_most(self, span_ns: int) -> int | None:
         """In any stretch of that length, while the stream's clock is not set back; without a cool-down there is no bound."""
         return BURST + span_ns // self.longest_cool_down_ns if self.cool_down_ns else None
