@@ -104,7 +104,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Samples. Up to this hop `stream.onnx` is taken to be cheaper and runs in place of `model.onnx`; 0: there is none."""
     calibration_windows: int
     calibration_floor: float
-    """The smallest p-value that this bundle can give."""
+    """The smallest p-value that is counted; below it they are estimated."""
     precision: str
     """`int8` or `float32`."""
     precision_reason: str

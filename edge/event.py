@@ -42,7 +42,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     score: float | None = None
     """Raw, higher is stranger. For `updated` and `ended` the highest of the episode, like `p_value` its rarest."""
     p_value: float | None = None
-    """Share of windows of the good machine that are at least this strange."""
+    """Share of windows of the good machine that are at least this strange; estimated where none of them was."""
     threshold: float | None = None
     """The p-value at or below which a window counts as strange."""
     channels: tuple[Share, ...] = ()

@@ -555,7 +555,7 @@ port = 1
 """
     )
     with Slave(tmp_path / "tty", registers={("holding", 0): 215}):
-        _, out, err = run("check", "--config", config)
+        _, out, err = run("check", "--config", config, "--json")
     assert re.search(
         r"modbus of 2 channels, but no value of vibration, \d+ damaged: unit 1 refuses holding register 40: no such register",
         out + err,

@@ -118,7 +118,7 @@ class Tail:
 
     @property
     def hours(self) -> float:
-        return self.block * self.maxima.shape[1]
+        return self.block * int(self.maxima.shape[1])
 
     def sustained(self, span: float) -> Float32:
         """(m,) for the longest span that is not longer, in hours: what is sustained for longer is rarer still."""

@@ -12,8 +12,8 @@ from edge.config import AlarmConfig
 from edge.errors import ConfigError
 from edge.event import Event
 from edge.head import Head
-from edge.scoring.alerts import AlarmPolicy
 from edge.scoring.commission import fit_head
+from edge.scoring.evidence import MOST
 from edge.signal import Float32, Samples
 
 PERIOD = 10_000_000
@@ -122,7 +122,7 @@ def slams(n: int, *at: int, channel: int = 0, seed: int = 7) -> Float32:
 def test_what_was_forgiven_is_silent_and_everything_else_is_told_and_undone_it_alerts_again(bundle: Bundle) -> None:
     pipeline = bundle.pipeline()
     assert [event.type for event in pipeline.feed(stream(slams(3000, 1000)))] == ["anomaly_started", "anomaly_ended"]
-    assert 0 < len(pipeline.evidence.x) <= 8
+    assert 0 < len(pipeline.evidence.x) <= MOST
     assert (pipeline.evidence.end_ns >= 1000 * PERIOD).all()
     pipeline.memory.add("door", pipeline.outputs(pipeline.evidence.x))
     again = slams(8000, 4000, 7500, seed=8)  # later than the cool-down
@@ -212,7 +212,7 @@ def test_a_head_may_be_replaced_while_it_runs(bundle: Bundle, tmp_path: Path) ->
     outputs, position = pipeline.outputs(windows), np.arange(len(windows)) * 16 * PERIOD
     fitted = fit_head("mahalanobis", outputs, position, bundle.smoother(16), 1, trusted=True)
     head = Head(fitted.scorer, fitted.calibrator, fitted.explainer, fitted.reference)
-    policy = AlarmPolicy.of(AlarmConfig(), floor=head.calibrator.floor, length=16, hop=4)
+    policy = bundle.policy(head=head)
     assert pipeline.adopt(head, policy) == []
     after = pipeline.feed(stream(normal(20_000, seed=13) + np.float32(3), 7000))
     assert [event.type for event in after] == ["anomaly_ended"]
