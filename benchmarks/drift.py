@@ -489,12 +489,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             text[part] = {"faults": faults, "forgiven": forgiven, "cost": cost}[part](fleet)
         kept.write_bytes(msgspec.json.encode(text))
-        say(f"{part}: {time.monotonic() - started:.0f} s since the start")
-    command = f"python -m benchmarks.drift --days {options.days:g}"
-    # What is not the whole benchmark does not take the place of its results; parts that were measured before count.
-    target = RESULTS if set(text) == set(PARTS) else options.out / "results-drift.md"
-    target.write_text(report({part: text[part] for part in PARTS if part in text}, command), "utf-8")
-    say(f"{target}")
+        # What is not the whole benchmark does not take the place of its results; parts that were measured before count.
+        target = RESULTS if set(text) == set(PARTS) else options.out / "results-drift.md"
+        command = f"python -m benchmarks.drift --days {options.days:g}"
+        target.write_text(report({name: text[name] for name in PARTS if name in text}, command), "utf-8")
+        say(f"{part}: {time.monotonic() - started:.0f} s since the start; {target}")
 
 
 TITLES = {
