@@ -130,7 +130,9 @@ class Agent:
             bytes_per_day=config.disk_budget_bytes_per_day,
             ack=config.mqtt.ack,
         )
-        self.delivery = Delivery(MqttSink(config.mqtt, config.node), self.outbox, token=config.requests.token)
+        self.delivery = Delivery(
+            MqttSink(config.mqtt, config.node), self.outbox, token=config.requests.token, known=self._clock.known
+        )
         self.streams = {
             name: Stream(
                 name,
@@ -538,6 +540,7 @@ class Agent:
             model=ModelInfo(digest=self.bundle.digest, name=manifest.name, version=manifest.version),
             channels=tuple(ChannelInfo(name=channel.name, unit=channel.unit) for channel in manifest.channels),
             config=self._effective(),
+            false_alarms_per_week=self._alarm(self.settings).per_week,
             backend=self.bundle.backend.name,
             machine=os.uname().machine,
             board=system.board(),

@@ -73,8 +73,8 @@ Receive = Callable[[str, bytes], None]
 class Delivery:
     """Delivers what is in `outbox`, and the latest values it is given, until `stop`. The sink is its own from now on.
 
-    `token` is demanded of who acknowledges. `backoff_s` is the first and the longest pause between attempts to connect.
-    `clock` is monotonic seconds, `wall` epoch nanoseconds, `chance` 0 … 1.
+    `token` is demanded of who acknowledges. `backoff_s` is the first and the longest pause between attempts to connect. `known`
+    says what time it really is, once that is known. `clock` is monotonic seconds, `wall` epoch nanoseconds, `chance` 0 … 1.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class Delivery:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], int] = time.time_ns,
         chance: Callable[[], float] = random.random,
+        known: Callable[[], topics.Known | None] = lambda: None,
     ) -> None:
         self.node = sink.node
         self.published = 0
@@ -95,7 +96,7 @@ class Delivery:
         """Why nothing flows at the moment, or not what should, in one line."""
         self._sink, self._outbox, self._token, self._backoff_s = sink, outbox, token, backoff_s
         self._ack_topic = topics.request(self.node, "ack")
-        self._clock, self._wall, self._chance = clock, wall, chance
+        self._clock, self._wall, self._chance, self._known = clock, wall, chance, known
         self._lock = threading.Lock()  # guards the next three; never held while the sink is used
         self._latest: dict[str, _Latest] = {}
         self._answers: dict[str, tuple[str, bytes]] = {}  # token → topic, payload
@@ -327,11 +328,13 @@ class Delivery:
 
     def _packed(self, records: list[Record], batching: int) -> list[tuple[Token, str, bytes]]:
         """Alerts and gaps one by one, as they come; then telemetry, as many of a stream in one message as may be."""
+        known = self._known()
         messages: list[tuple[Token, str, bytes]] = []
         waiting: dict[str, list[Record]] = {}
         for record in records:
-            old = self._wall() - record.time_ns > _HISTORICAL_NS
-            payload = topics.as_historical(record.payload) if old else record.payload
+            payload = topics.leaving(
+                record.payload, put_ns=record.time_ns, now_ns=self._wall(), history_ns=_HISTORICAL_NS, known=known
+            )
             if record.alert:
                 self._alerts.add(record.sequence)
             if batching > 1 and not record.alert and payload[:1] == b"{" and record.topic not in self._unbatched:

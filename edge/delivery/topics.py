@@ -26,6 +26,10 @@ from edge.event import Event, EventType, Excerpt, Share
 ONLINE, OFFLINE = b"online", b"offline"
 
 
+Known = tuple[str, int]
+"""A start of the computer, and what added to its monotonic clock makes epoch time, now that somebody has set its clock."""
+
+
 def availability(node: str) -> str:
     return _topic(node, "availability")
 
@@ -354,13 +358,22 @@ def corrected(event: EventPayload, boot: str, offset_ns: int) -> EventPayload:
     )
 
 
-def as_historical(payload: bytes) -> bytes:
-    """The same event, marked as delivered long after it happened. What is no event of ours comes back as it is."""
+def leaving(payload: bytes, *, put_ns: int, now_ns: int, history_ns: int, known: Known | None = None) -> bytes:
+    """An event as it leaves at `now_ns`: its times set right where they can be, and marked as history when it was put more than
+    `history_ns` ago. `put_ns` is by the clock of that time. What is no event of ours comes back as it is."""
+    old = now_ns - put_ns > history_ns
+    if not old and (known is None or b'"unsynced"' not in payload):
+        return payload  # as nearly always, without a look inside
     try:
-        decoded = msgspec.json.decode(payload, type=EventPayload)
+        event = msgspec.json.decode(payload, type=EventPayload)
     except msgspec.DecodeError:
         return payload
-    return payload if decoded.historical else encode(msgspec.structs.replace(decoded, historical=True))
+    right = event if known is None else corrected(event, *known)
+    if right is not event:
+        old = now_ns - (put_ns + right.time_ns - event.time_ns) > history_ns
+    if old and not right.historical:
+        right = msgspec.structs.replace(right, historical=True)
+    return payload if right is event else encode(right)
 
 
 def _topic(node: str, *rest: str) -> str:

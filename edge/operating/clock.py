@@ -46,6 +46,10 @@ class HostClock:
             self._asked_ns, self._answer = now_ns, self._synced()
         return self._answer
 
+    def known(self) -> tuple[str, int] | None:
+        """This start of the computer and the offset, once somebody has set the clock."""
+        return (self.boot, self.offset_ns()) if self.synced() else None
+
     def quality(self) -> Quality | None:
         synced = self.synced()
         return None if synced is None else "synced" if synced else "unsynced"

@@ -174,7 +174,7 @@ class Stream:
         now_s = self._monotonic()
         if now_s - self._state_sent_s >= self.config.mqtt.state_every_s:
             self._state_sent_s = now_s
-            self._tell_state(verdicts)
+            self._tell_state(verdicts, now_s - began_s)
 
     def _turn(self) -> None:
         """Between two chunks: what was asked, and what is due."""
@@ -267,7 +267,7 @@ class Stream:
                 )
                 self._remember_episode(self._record(ended))
 
-    def _tell_state(self, verdicts: Verdicts) -> None:
+    def _tell_state(self, verdicts: Verdicts, latency_s: float) -> None:
         offset_ns = self.source.epoch_offset_ns()
         alarm, shares = self.pipeline.alarm, verdicts.shares[-1]
         time_ns = int(verdicts.end_ns[-1]) + offset_ns
@@ -284,6 +284,7 @@ class Stream:
             since=None if alarm.since_ns is None else topics.rfc3339(alarm.since_ns + offset_ns),
             top_channels=tuple(self.pipeline.channels[i] for i in order),
             maintenance=self._maintained_until_s is not None,
+            latency_ms=round(1e3 * latency_s, 3),
         )
         with self._lock:
             self._state = state
@@ -428,12 +429,29 @@ class Stream:
         self._maintained_until_s = self._monotonic() + seconds
         if (event := self.pipeline.alarm.mute(_FOR_EVER_NS)) is not None:
             self._put(event)
+        self._show_maintenance()
         log.info("%s: maintenance for %.0f min", self.name, seconds / 60)
+
+    def _show_maintenance(self) -> None:
+        """At once, also while the sensor is silent: a switch that does not follow is pressed again."""
+        with self._lock:
+            if self._state is None:
+                return
+            active = self.pipeline.alarm.active
+            state = structs.replace(
+                self._state,
+                maintenance=self._maintained_until_s is not None,
+                anomaly=active,
+                since=self._state.since if active else None,
+            )
+            self._state = state
+        self._delivery.set_state(self.name, state)
 
     def _end_maintenance(self) -> None:
         if self._maintained_until_s is not None:
             self._maintained_until_s = None
             self.pipeline.alarm.mute(None)
+            self._show_maintenance()
             log.info("%s: maintenance is over", self.name)
 
     def feedback(self, episode_id: str | None, verdict: str) -> dict[str, Any]:

@@ -163,11 +163,39 @@ def test_the_other_payloads_survive_the_wire() -> None:
         assert msgspec.json.decode(topics.encode(made), type=type(made)) == made
 
 
+HOUR_NS = 3600 * 10**9
+
+
+def leave(event: topics.EventPayload | bytes, put_ns: int, now_ns: int, known: topics.Known | None = None) -> bytes:
+    data = event if isinstance(event, bytes) else topics.encode(event)
+    return topics.leaving(data, put_ns=put_ns, now_ns=now_ns, history_ns=HOUR_NS, known=known)
+
+
 def test_late_is_marked_late_and_nothing_else_changes() -> None:
-    late = msgspec.json.decode(topics.as_historical(topics.encode(payload())), type=topics.EventPayload)
-    assert late == msgspec.structs.replace(payload(), historical=True)
-    assert topics.as_historical(topics.encode(late)) == topics.encode(late)
-    assert topics.as_historical(b"not ours") == b"not ours"
+    now = topics.encode(payload())
+    assert leave(payload(), 0, HOUR_NS) == now
+    late = leave(payload(), 0, HOUR_NS + 1)
+    assert msgspec.json.decode(late, type=topics.EventPayload) == msgspec.structs.replace(payload(), historical=True)
+    assert leave(late, 0, 2 * HOUR_NS) == late
+    assert leave(b"not ours", 0, 2 * HOUR_NS) == b"not ours"
+
+
+def test_what_was_stamped_before_the_clock_was_set_leaves_with_the_right_time_and_is_no_history() -> None:
+    """A board that woke up in 1970, and learned a minute later what year it is."""
+    now_ns, monotonic_ns = EPOCH_NS, 100 * 10**9
+    put_ns = 40 * 10**9  # 1970
+    early = msgspec.structs.replace(
+        payload(), time_ns=put_ns, since_ns=put_ns, until_ns=None, time_quality="unsynced", boot="b", clock_offset_ns=0
+    )
+    known = ("b", now_ns - monotonic_ns)
+    right = msgspec.json.decode(leave(early, put_ns, now_ns, known), type=topics.EventPayload)
+    assert right.time_ns == now_ns - 60 * 10**9
+    assert (right.time_quality, right.historical) == ("corrected", False)
+    assert leave(early, put_ns, put_ns) == topics.encode(early), "while nobody knows the time it leaves as it is, and says so"
+    another = msgspec.json.decode(leave(early, put_ns, now_ns, ("c", 0)), type=topics.EventPayload)
+    assert (another.time_quality, another.historical) == ("unsynced", True), "of another start of the computer nothing is known"
+    hours = msgspec.json.decode(leave(early, put_ns, now_ns + 2 * HOUR_NS, known), type=topics.EventPayload)
+    assert (hours.time_quality, hours.historical) == ("corrected", True)
 
 
 def test_a_loss_is_told_as_a_gap() -> None:
