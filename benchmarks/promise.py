@@ -164,7 +164,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     moved_channel: str
 
 
-def tried(trial: Trial, steps: int) -> Row:
+def made(trial: Trial, steps: int) -> Bundle:
     recipe = Recipe(window=trial.window)
     recipe = msgspec.structs.replace(recipe, training=msgspec.structs.replace(recipe.training, steps=steps, device="cpu"))
     with tempfile.TemporaryDirectory(prefix="amiss-promise-") as name:
@@ -173,7 +173,11 @@ def tried(trial: Trial, steps: int) -> Row:
             write_recording(folder / f"{i}.parquet", recording)
         train(recipe, sorted(folder.glob("*.parquet")), folder / "run")
         quantize(folder / "run", folder / "b.amiss", precision="int8", budget=ANY)
-        bundle = Bundle.open(folder / "b.amiss")
+        return Bundle.open(folder / "b.amiss")
+
+
+def tried(trial: Trial, steps: int) -> Row:
+    bundle = made(trial, steps)
     verdicts = [judge_recording(bundle, recording) for recording in trial.later]
     (later,) = trial.later
     half = len(later.time_ns) // 2

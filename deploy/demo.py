@@ -80,8 +80,8 @@ def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
     """Simulate, learn, compress, run, inject `fault`, alert. It fails when no alert comes, or one comes before the fault."""
     if fault not in FAULTS:
         raise UsageError(f"unknown fault {fault!r}; known: {', '.join(FAULTS)}")
-    if fault == "dropout":
-        raise UsageError("dropout is a gap and not an anomaly: there would be no alert. Choose another fault")
+    if FAULTS[fault].sensor:
+        raise UsageError(f"{fault} is a fault of the sensor and told as such: there would be no alert. Choose another fault")
     folder = _folder(out)
     source = Machine(seed)
     channels, rate_hz = source.channels, source.rate_hz

@@ -22,9 +22,9 @@ from edge.sensing.windows import MissingPolicy
 CHANNELS = ("vibration", "current")
 
 
-def graph(channels: int = 2, length: int = 16) -> bytes:
+def graph(channels: int = 2, length: int = 16, *, centred: bool = False) -> bytes:
     """embedding = level = mean of each channel, residual = its mean square, spectrum the logarithm of that; trace and map are
-    the window itself."""
+    the window itself. `centred`: the mean square is that around the mean, as in the graphs that ship."""
     window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["batch", channels, length])
     shapes = {"spectrum": [1, channels], "trace": [channels, length], "map": [channels, length]}
     outputs = [
@@ -37,7 +37,15 @@ def graph(channels: int = 2, length: int = 16) -> bytes:
     ]
     nodes = [
         helper.make_node("ReduceMean", ["window", "axes"], ["embedding"], keepdims=0),
-        helper.make_node("Mul", ["window", "window"], ["square"]),
+        *(
+            [
+                helper.make_node("ReduceMean", ["window", "axes"], ["mean"], keepdims=1),
+                helper.make_node("Sub", ["window", "mean"], ["around"]),
+            ]
+            if centred
+            else [helper.make_node("Identity", ["window"], ["around"])]
+        ),
+        helper.make_node("Mul", ["around", "around"], ["square"]),
         helper.make_node("ReduceMean", ["square", "axes"], ["residual"], keepdims=0),
         helper.make_node("Identity", ["embedding"], ["level"]),
         helper.make_node("Add", ["residual", "floor"], ["energy"]),
@@ -61,24 +69,32 @@ def normal(n: int, seed: int = 0) -> npt.NDArray[np.float32]:
 
 
 def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) -> tuple[Manifest, dict[str, bytes]]:
-    model = graph(2, length)
-    backend = OnnxBackend(model)
     x = normal(windows * length).reshape(2, windows, length).transpose(1, 0, 2).copy()
+    return members_for(x, CHANNELS, 100.0, scorer)
+
+
+def members_for(
+    x: npt.NDArray[np.float32], channels: tuple[str, ...], rate_hz: float, scorer: str, *, centred: bool = False
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Of normal windows (n, C, N), that lie side by side."""
+    windows, count, length = x.shape
+    model = graph(count, length, centred=centred)
+    backend = OnnxBackend(model)
     outputs = run_in_slices(backend, x)
     half = windows // 2
     held_back = outputs.part(slice(half, None))
     fitted = Ensemble.fit(scorer, outputs.part(slice(half)), held_back)
     scores = fitted.score(held_back)  # of windows that lie side by side
     calibrator = Calibrator.fit(scores)
-    tail = Tail.fit(scores, np.arange(len(scores)) * length, Smoother(0, length, length), hour=3600 * 100.0)
+    tail = Tail.fit(scores, np.arange(len(scores)) * length, Smoother(0, length, length), hour=3600 * rate_hz)
     reference = Reference.fit(held_back, scores, np.arange(half, windows) * length, length)
     golden = run_in_slices(backend, x[:4])
     manifest = Manifest(
         name="small",
         version="1",
         created="2026-01-01T00:00:00Z",
-        channels=tuple(ChannelSpec(name) for name in CHANNELS),
-        rate_hz=100.0,
+        channels=tuple(ChannelSpec(name) for name in channels),
+        rate_hz=rate_hz,
         window=length,
         hop=length // 4,
         missing=MissingPolicy(),

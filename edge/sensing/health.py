@@ -1,8 +1,9 @@
 """Is the sensor itself to blame? Looks at raw samples, before windows are cut from them: at missing values, runs and stamps.
 
 - `stuck`: a channel repeats its value for longer than it ever did when all was well. Whoever often stands still is not judged.
-- `dropout`: values are missing again and again or for long; or a channel lies dead on a value that it never had.
-- `range`: values so far out that no machine gets there: ten times the largest and fifty times the usual span away.
+- `dropout`: values are missing again and again or for long; or a channel lies dead on a value that it never had. Samples that
+  do not come at all are a gap, and told as such: many a sensor sleeps between bursts.
+- `range`: values so far out that no machine gets there: a hundred times the largest and fifty times the usual span away.
 - `spikes`: single samples stand out, and their neighbours know nothing of it. A machine that is struck rings. Not judged
   below `SPIKES_FROM_HZ`: there a single sample is a long time, and may well be the machine.
 - `rate`: samples come at another rate than the model's.
@@ -38,9 +39,9 @@ RUN_FACTOR, FEWEST_EQUAL = 8, 16
 rare as the square of the odds; eight times is never, and what is not noise gets room. No run below 16 counts."""
 STILL = 0.01
 """Share of windows that stand still for half their length above which standing still is how the channel is."""
-OUT_SPANS, OUT_TIMES = 50.0, 10.0
-"""Ruined bearings shake twenty times as hard as sound ones."""
-SPIKE_FACTOR, SPIKE_ALONE = 8.0, 0.25
+OUT_SPANS, OUT_TIMES = 50.0, 100.0
+"""Ruined bearings shake twenty times as hard as sound ones, and a sensor may have used a hundredth of its scale so far."""
+SPIKE_FACTOR, SPIKE_ALONE = 4.0, 0.25
 """A spike is so many times the largest usual one; what its neighbours do is at most this share of it."""
 SPIKES_FROM_HZ = 20.0
 MISSING = 0.05
@@ -190,7 +191,7 @@ class SensorHealth:
         jitter_s: float = 0.0,
     ) -> None:
         """`smoothing`: samples before a window that have a say in its score. Without `usual`, values are not judged."""
-        self.channels, self._rate_hz = channels, rate_hz
+        self.channels = channels
         self._period_ns = 1e9 / rate_hz
         self._tolerance_ns = max(self._period_ns / 2, jitter_s * 1e9)
         self._look = max(1, window // 4)
@@ -208,12 +209,11 @@ class SensorHealth:
             "stuck": 0.0,
         }
         # Not before the last window that holds something of it is judged; and what comes and goes is one fault.
-        self._clear: dict[Kind, float] = dict.fromkeys(self._enough, max(memory, reach)) | {
-            "clock": 2.5 * memory,
-            "stuck": reach,
-        }
+        self._clear: dict[Kind, float] = dict.fromkeys(self._enough, max(memory, reach)) | {"clock": max(2.5 * memory, reach)}
 
+        self._rate_hz = rate_hz
         self.adopt(usual)
+
         self._fed = 0
         self._seen = 0  # examined so far
         self._due = self._batch
@@ -230,9 +230,11 @@ class SensorHealth:
         self._cases: dict[tuple[Kind, int], _Case] = {}
         self._spells: list[_Spell] = []
         self._found: list[Fault] = []
+        self.open: tuple[tuple[Kind, int | None], ...] = ()
+        """Faults that were told and last, by channel. Replaced and never changed, so any thread may look."""
 
     def adopt(self, usual: Usual | None) -> None:
-        """From the next sample on this is usual. Raises ValueError when it is of other channels."""
+        """From the next look on this is usual. ValueError when it is for other channels."""
         if usual is not None and len(usual.low) != self.channels:
             raise ValueError(f"usual.* is for {len(usual.low)} channels, the model has {self.channels}")
         self._judged = usual is not None
@@ -245,12 +247,6 @@ class SensorHealth:
         self._ceiling = np.where(moves, np.maximum(high + OUT_SPANS * (high - low), far), np.inf).astype(np.float32)
         spikes = (turn > 0) & (self._rate_hz >= SPIKES_FROM_HZ)
         self._spike = np.where(spikes, SPIKE_FACTOR * turn, np.inf).astype(np.float32)
-
-    @property
-    def open(self) -> list[tuple[Kind, int | None]]:
-        """Faults that were told and last, by channel."""
-        told = sorted((channel, kind) for (kind, channel), case in self._cases.items() if case.told)
-        return [(kind, None if channel == _EVERY else channel) for channel, kind in told]
 
     def feed(self, samples: Samples) -> list[Fault]:
         """The faults that begin or end, each told at its `position`."""
@@ -302,7 +298,7 @@ class SensorHealth:
         with np.errstate(invalid="ignore", over="ignore"):
             found = self._stamps(time_ns) + self._values(whole, time_ns)
         self._tail, self._last_ns = whole[:, -4:].copy(), int(time_ns[-1])
-        found += self._skew(upto, time_ns)
+        found += self._skew(upto)
         for bad in sorted(found):
             self._close(bad.position - self._look, time_ns)
             self._note(bad)
@@ -326,7 +322,9 @@ class SensorHealth:
         step = whole[:, 1:] - whole[:, :-1]  # (C, n + 3)
         sharp = ~((step.max(axis=1) <= self._spike) | (-step.min(axis=1) <= self._spike))
         for channel in np.flatnonzero(sharp).tolist():
-            found += self._bad("spikes", channel, _spikes(step[channel], self._spike[channel]), time_ns)
+            at = whole[channel, 2:-2]
+            absurd = (at > self._ceiling[channel]) | (at < self._floor[channel])  # told already
+            found += self._bad("spikes", channel, _spikes(step[channel], self._spike[channel]) & ~absurd, time_ns)
         return found + self._runs(x, step[:, 3:] == 0, time_ns)
 
     def _runs(self, x: Float32, same: Bool, time_ns: Int64) -> list[_Bad]:
@@ -354,11 +352,7 @@ class SensorHealth:
         steps = np.diff(time_ns, prepend=before_ns)
         found: list[_Bad] = []
         if steps.max() > period + self._tolerance_ns:
-            hole = steps > period + self._tolerance_ns
-            # One long silence is a gap, and told as such; three make a loose contact.
-            lost = np.where(hole, np.minimum(np.rint(steps / period) - 1, self._enough["dropout"] / OFTEN), 0)
-            found += self._bad("dropout", _EVERY, hole, time_ns, weights=lost)
-            self._least = self._least_before = None
+            self._least = self._least_before = None  # the clock may have been another one behind it
         if steps.min() < -self._tolerance_ns:
             found += self._bad("clock", _EVERY, steps < -self._tolerance_ns, time_ns)
             self._least = self._least_before = None
@@ -375,18 +369,21 @@ class SensorHealth:
             found += self._bad("rate", _EVERY, np.repeat(off, look), time_ns)
         return found
 
-    def _skew(self, upto: int, time_ns: Int64) -> list[_Bad]:
+    def _skew(self, upto: int) -> list[_Bad]:
         """Whoever arrives late tells nothing, so of each minute only the least late is compared with that of the one before."""
         found: list[_Bad] = []
+        kind: Kind
         while self._arrivals and self._arrivals[0][0] <= upto:
             position, stamp, lag = self._arrivals.pop(0)
             if (minute := int(position // self._memory)) != self._minute:
                 if self._least and self._least_before:
                     passed, more = self._least[0] - self._least_before[0], self._least[1] - self._least_before[1]
                     if passed > 0 and abs(more) > SKEW * (passed + more):
-                        look = -(-position // self._look) * self._look
-                        since = self._least_before[0]
-                        found.append(_Bad(look, "clock", _EVERY, math.inf, since, stamp, position))
+                        # So far off it is another rate, and holds until the next minute says otherwise.
+                        far = abs(more) > RATE_OFF * (passed + more)
+                        kind, last = ("rate", position + int(self._memory)) if far else ("clock", position)
+                        look, since = -(-position // self._look) * self._look, self._least_before[0]
+                        found.append(_Bad(look, kind, _EVERY, math.inf, since, stamp, last))
                 self._minute, self._least_before, self._least = minute, self._least, None
             if self._least is None or lag < self._least[1]:
                 self._least = stamp, lag
@@ -401,7 +398,6 @@ class SensorHealth:
         began_ns: Int64 | None = None,
         *,
         weight: float = 1.0,
-        weights: np.ndarray | None = None,
     ) -> list[_Bad]:
         """The looks that hold some of these samples (n,)."""
         at = np.flatnonzero(samples)
@@ -410,10 +406,9 @@ class SensorHealth:
         looks, first, count = np.unique(at // self._look, return_index=True, return_counts=True)
         last = at[first + count - 1]
         first = at[first]
-        amount = weight * count if weights is None else np.add.reduceat(weights, first)
         began = (time_ns if began_ns is None else began_ns)[first]
         ends = self._seen + (looks + 1) * self._look
-        columns = (ends, amount, began, time_ns[last], self._seen + last + 1)
+        columns = (ends, weight * count, began, time_ns[last], self._seen + last + 1)
         return [_Bad(end, kind, channel, *rest) for end, *rest in zip(*(column.tolist() for column in columns), strict=True)]
 
     # What becomes of it.
@@ -447,6 +442,8 @@ class SensorHealth:
             self._tell(kind, channel, case, position, int(time_ns[position - self._seen - 1]), over=True)
 
     def _tell(self, kind: Kind, channel: int, case: _Case, position: int, time_ns: int, *, over: bool) -> None:
+        lasting = sorted((channel, kind) for (kind, channel), case in self._cases.items() if case.told)
+        self.open = tuple((kind, None if channel == _EVERY else channel) for channel, kind in lasting)
         told = -(-position // self._batch) * self._batch
         where = None if channel == _EVERY else channel
         self._found.append(Fault(kind, where, case.since_ns, case.last_ns if over else None, time_ns, told))

@@ -227,3 +227,70 @@ def test_a_drift_that_is_on_is_over_when_the_head_is_replaced(bundle: Bundle) ->
     (begun, *_) = [event for event in pipeline.feed(stream(x)) if event.type == "drift"]
     (over,) = pipeline.adopt(bundle.head)
     assert (over.episode, over.until_ns) == (begun.episode, pytest.approx(40_000 * PERIOD, abs=16 * PERIOD))
+
+
+def faulty(n: int = 4000, at: int = 2000, until: int = 3000) -> Float32:
+    """Its sensor of the current is stuck, far from where it mostly is."""
+    x = normal(n, seed=7)
+    x[1, at:until] = 2.5
+    return x
+
+
+def told(events: Iterable[Event]) -> list[tuple[str, str]]:
+    return [(event.type, event.reason) for event in events]
+
+
+def run(bundle: Bundle, x: Float32, *, health: bool = True) -> list[Event]:
+    """And so much more that everything is told."""
+    return bundle.pipeline(health=health).feed(stream(np.concatenate([x, normal(8000, seed=11)], axis=1)))
+
+
+def test_a_sensor_that_is_stuck_is_blamed_in_place_of_the_machine(bundle: Bundle) -> None:
+    """With its control: without health the machine is."""
+    begun, over = run(bundle, faulty())
+    assert told([begun, over]) == [("sensor_fault", "stuck")] * 2
+    assert begun.episode == over.episode
+    assert begun.channels[0].channel == "current"
+    assert (begun.since_ns // PERIOD, begun.until_ns) == (2000, None)
+    assert over.until_ns == 2999 * PERIOD
+    assert told(run(bundle, faulty(), health=False)) == [("anomaly_started", ""), ("anomaly_ended", "")]
+    verdicts = bundle.pipeline().judge(stream(faulty()))
+    assert verdicts.excused.any()
+    assert not verdicts.alarm.any()
+    assert (verdicts.p_value[verdicts.excused] < 0.01).all(), "what is excused stays visible"
+
+
+def test_faults_that_last_are_named_for_health(bundle: Bundle) -> None:
+    pipeline = bundle.pipeline()
+    pipeline.feed(stream(faulty()[:, :2900]))
+    assert pipeline.faults == ("current: stuck",)
+    assert bundle.pipeline(health=False).faults == ()
+
+
+def test_an_anomaly_of_another_channel_is_raised_beside_a_fault(bundle: Bundle) -> None:
+    x = faulty(until=4000)
+    x[1, 2000:] = 0.3  # stuck where it often is: little blame
+    x[0, 2500:] += 8
+    events = run(bundle, x)
+    assert [event.type for event in events if event.until_ns is None] == ["sensor_fault", "anomaly_started"]
+    assert events[1].channels[0].channel == "vibration"
+
+
+def test_an_anomaly_that_was_there_before_the_fault_was_known_stays_one_episode(bundle: Bundle) -> None:
+    x = faulty()
+    x[1, 1800:2000] += 6  # it wanders off before it sticks
+    events = [event for event in run(bundle, x) if event.type.startswith("anomaly")]
+    assert [event.type for event in events] == ["anomaly_started", "anomaly_ended"]
+
+
+def test_faults_gaps_and_anomalies_keep_their_order_and_numbers_however_samples_are_split(bundle: Bundle) -> None:
+    x = np.concatenate([faulty(), with_fault(), normal(8000, seed=4)], axis=1)
+    x[0, 900:950] = np.nan
+    x[0, 2500:2950] = np.nan
+    x[0, 6500:6900] = np.nan
+    whole = feed(bundle, stream(x))
+    assert {event.type for event in whole} == {"gap", "sensor_fault", "anomaly_started", "anomaly_ended"}
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        assert feed(bundle, stream(x), sorted(rng.integers(0, x.shape[1], 40).tolist())) == whole
+    assert feed(bundle, stream(x), range(1, x.shape[1])) == whole
