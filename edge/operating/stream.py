@@ -551,7 +551,9 @@ class Stream:
 
     def _collect(self, windows: Windows, outputs: Outputs) -> None:
         if self._commissioning is not None:
-            self._commissioning.feed(windows, outputs, faulty=bool(self.pipeline.faults))
+            # Of values the head that is to be replaced knows what was usual for another machine.
+            kinds = {kind for kind, _ in self.pipeline.health.open} if self.pipeline.health else set()
+            self._commissioning.feed(windows, outputs, faulty=not kinds.isdisjoint(("dropout", "rate")))
 
     def _fit(self, commissioning: Commissioning) -> None:
         """In a thread of its own, which takes what the stream leaves: a fit takes seconds, and samples keep coming."""
