@@ -193,9 +193,10 @@ class Pipeline:
             alerts, now = self._alerts(part)
             end_ns = part.windows.end_ns
             events += alerts
-            asked, unrest = self.settling.update(end_ns, part.outputs, part.alone, now, alerts)
+            uneasy = now | (part.p_value <= self.policy.p_value)
+            asked, unrest = self.settling.update(end_ns, part.outputs, part.alone, uneasy, alerts)
             events += asked
-            events += self.drift.update(end_ns, part.outputs, part.alone, ~(unrest | part.forgiven))
+            events += self.drift.update(end_ns, part.outputs, part.alone, ~(unrest | now | part.forgiven))
             active.append(now)
             at += len(now)
         return events, np.concatenate(active)

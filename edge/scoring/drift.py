@@ -158,8 +158,8 @@ class Drift:
 class Settling:
     """Has the machine settled in an anomaly that lasts? Asked once an episode, and once about one state.
 
-    An episode begins an unrest. It is over when no episode has been on for an eighth of the stretch that is looked at: a change
-    that the alarm only just sees goes on and off, and is one change all the same.
+    An episode begins an unrest. It is over when no window has been strange, and no episode on, for an eighth of the stretch
+    that is looked at: a change that the alarm only just sees goes on and off, and is one change all the same.
 
     The newest stretch of the unrest, `settle_s` long and at least two blocks of the reference, has no trend and does not
     vary more and more: in every quantity the means of its halves differ by no more than blocks may, the spread of both is like
@@ -179,7 +179,7 @@ class Settling:
         self._episode: Event | None = None  # that began it, or the newest one
         self._began_ns = 0
         self._open = False  # nobody was asked about this unrest yet
-        self._quiet = 0  # windows since an episode was on
+        self._quiet = 0  # windows since one was uneasy
         self._asked: Float64 | None = None  # the state that was last asked about
         self._parts: deque[tuple[Float64, Float64]] = deque(maxlen=PARTS)  # mean and mean square of each, (Q − 1 + D,)
         self._count = self._looked = 0
@@ -193,14 +193,15 @@ class Settling:
         return self._part - self._count
 
     def update(
-        self, end_ns: Int64, outputs: Outputs, score: Float32, active: Bool, alerts: Sequence[Event]
+        self, end_ns: Int64, outputs: Outputs, score: Float32, uneasy: Bool, alerts: Sequence[Event]
     ) -> tuple[list[Event], Bool]:
-        """Windows in order of time, at most `room` of them; `active` (B,) and `alerts` as the alarm gave them.
+        """Windows in order of time, at most `room` of them; `alerts` as the alarm gave them. `uneasy` (B,): an episode was on,
+        or the window was strange.
 
         Returns the events and, per window, whether it was one of unrest.
         """
-        unrest = active.copy()
-        if self._episode is None and not active.any():
+        unrest = np.zeros(len(end_ns), bool)
+        if self._episode is None and not alerts:
             return [], unrest
         begun = {event.time_ns: event for event in alerts if event.type == "anomaly_started"}
         found: list[Event] = []
@@ -211,7 +212,7 @@ class Settling:
                     self._parts.clear()
                     self._restart()
                 self._episode = event
-            self._quiet = 0 if active[i] else self._quiet + 1
+            self._quiet = 0 if uneasy[i] else self._quiet + 1
             if self._quiet > self._part:
                 self._episode = None
             if self._episode is None:
