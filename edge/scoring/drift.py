@@ -26,6 +26,8 @@ LARGEST = 0.6
 """Of the threshold is the most that one block adds: it takes two at least."""
 SETTLE_WINDOWS = 50
 """That share no sample: below that many nothing settles, however short they are."""
+CALM = 8
+"""Calm windows that an uneasy one outweighs: unrest is more than a ninth of the time."""
 PARTS = 8
 TREND = 22
 """Of Kendall's S over eight parts, whose largest is 28: so much on either side has a chance of 0.6 %."""
@@ -158,8 +160,9 @@ class Drift:
 class Settling:
     """Has the machine settled in an anomaly that lasts? Asked once an episode, and once about one state.
 
-    An episode begins an unrest. It is over when no window has been strange, and no episode on, for an eighth of the stretch
-    that is looked at: a change that the alarm only just sees goes on and off, and is one change all the same.
+    An episode begins an unrest, and calm windows end it, as many as an eighth of the stretch that is looked at; each uneasy one
+    takes back `CALM` of them. A change that the alarm only just sees goes on and off, and is one change all the same; some
+    strange windows here and there are none.
 
     The newest stretch of the unrest, `settle_s` long and at least two blocks of the reference, has no trend and does not
     vary more and more: in every quantity the means of its halves differ by no more than blocks may, the spread of both is like
@@ -179,7 +182,7 @@ class Settling:
         self._episode: Event | None = None  # that began it, or the newest one
         self._began_ns = 0
         self._open = False  # nobody was asked about this unrest yet
-        self._quiet = 0  # windows since one was uneasy
+        self._quiet = 0
         self._asked: Float64 | None = None  # the state that was last asked about
         self._parts: deque[tuple[Float64, Float64]] = deque(maxlen=PARTS)  # mean and mean square of each, (Q − 1 + D,)
         self._count = self._looked = 0
@@ -208,11 +211,12 @@ class Settling:
         for i in range(len(end_ns)):
             if (event := begun.get(int(end_ns[i]))) is not None:
                 if self._episode is None:
+                    self._quiet = 0
                     self._began_ns, self._open = event.since_ns, True
                     self._parts.clear()
                     self._restart()
                 self._episode = event
-            self._quiet = 0 if uneasy[i] else self._quiet + 1
+            self._quiet = max(0, self._quiet - CALM) if uneasy[i] else self._quiet + 1
             if self._quiet > self._part:
                 self._episode = None
             if self._episode is None:

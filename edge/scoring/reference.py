@@ -104,11 +104,11 @@ class Reference:
         count, means = BLOCKS, _block_means(z, e, ran, BLOCKS)
         while ran[-1] / window / count > LONG and len(ran) >= 2 * count * FEWEST:
             finer = _block_means(z, e, ran, 2 * count)
-            if 2 * finer.std(axis=0, ddof=1).max() > ALLOWED:
+            if 2 * _wander(finer).max() > ALLOWED:
                 break
             count, means = 2 * count, finer
         block = max(1.0, (ran[-1] + window) / window / count)
-        spread = means.std(axis=0, ddof=1) if len(means) > 1 else np.full(means.shape[1], ALLOWED)
+        spread = _wander(means) if len(means) > 1 else np.full(means.shape[1], ALLOWED)
         width = np.append(np.maximum(z.std(axis=0), 1), max(1.0, float(e.std())))
         limit, near = _nearness(reference, outputs)
         return replace(
@@ -179,6 +179,13 @@ def _block_means(z: Float32, e: Float32, ran: Float64, count: int) -> Float64:
     z, e = np.clip(z, -CLIP, CLIP), np.clip(e, -CLIP, CLIP)
     means = [np.append(z[place == i].mean(axis=0), rms(e[place == i].mean(axis=0))) for i in kept]
     return np.array(means, np.float64)
+
+
+def _wander(means: Float64) -> Float64:
+    """(K, Q) → (Q,) standard deviation of the blocks, from neighbours alone (von Neumann 1941, "Distribution of the ratio of
+    the mean square successive difference to the variance"): a reference that drifted does not excuse that it drifts on."""
+    found: Float64 = np.sqrt(np.square(np.diff(means, axis=0)).mean(axis=0) / 2)
+    return found
 
 
 def _nearness(reference: Reference, outputs: Outputs) -> tuple[Float32, Float32]:

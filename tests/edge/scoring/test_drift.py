@@ -115,6 +115,14 @@ def test_a_block_of_a_long_reference_is_no_longer_than_what_is_done_in_turn(cycl
     assert float(fitted.block[0]) == pytest.approx(n * blocks, rel=0.01)
 
 
+def test_a_reference_that_drifted_does_not_excuse_that_it_drifts_on() -> None:
+    x = running(2400, 1, ramp(2400, 0.1))
+    normal, later = x.part(slice(0, 800)), x.part(slice(800, None))
+    fitted = Reference.fit(normal, scores(normal), np.arange(800) * HOP_NS, HOP_NS)
+    drift = Drift(fitted, CHANNELS, HOP_NS, HOP_NS, "m", itertools.count(1).__next__)
+    assert [event.type for event in feed(drift, later)] == ["drift"]
+
+
 def test_a_clock_that_is_set_back_makes_no_drift_that_began_later() -> None:
     drift = drifting()
     moving = running(6000, 2, ramp(6000, 0.1))
