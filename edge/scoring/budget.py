@@ -41,6 +41,8 @@ FEWEST_BLOCKS = 30
 """Below that the tail is not estimated: a few minutes say nothing about a week."""
 BATCHES = 16
 """Stretches of time whose counts tell whether episodes come in swarms."""
+FEW_BATCHES = (2.131 / 1.960) ** 2
+"""A variance that is itself only known from `BATCHES` values: Student's t instead of the normal quantile."""
 SEEN = 32
 """Blocks above the level at which swarms are looked for: at the threshold itself there may be no episode at all."""
 PEAKS, FEWEST_PEAKS, MOST_PEAKS = 0.2, 10, 300
@@ -138,7 +140,7 @@ class Tail:
         for score in scores:
             if self.promised(score, span, confidence) > asked:
                 break
-            found = score
+            found = float(score)
         return found
 
     def needed(self, asked: float, span: float, confidence: float) -> float:
@@ -299,7 +301,9 @@ def _swarm(maxima: Float32 | Float64, score: float) -> float:
     begins[1:] &= ~begins[:-1].copy()
     edges = np.linspace(0, len(maxima), BATCHES + 1).astype(int).tolist()
     counts = np.array([np.count_nonzero(begins[at:to]) for at, to in pairwise(edges)])
-    return max(1.0, float(counts.var(ddof=1) / max(float(counts.mean()), 1e-9))) if len(maxima) >= 2 * BATCHES else 1.0
+    if len(maxima) < 2 * BATCHES:
+        return 1.0
+    return max(1.0, FEW_BATCHES * float(counts.var(ddof=1)) / max(float(counts.mean()), 1e-9))
 
 
 def _at_most(count: int, swarm: float, confidence: float) -> float:
