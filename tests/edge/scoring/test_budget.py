@@ -1,19 +1,22 @@
 """Against processes of which the truth is known; docs/results-budget.md has the long version."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_bundle import build, normal
 
-from edge.config import WEEK_H, AlarmConfig
+from edge.bundle import Bundle
+from edge.config import WEEK_H, AlarmConfig, parse
 from edge.errors import ConfigError
 from edge.scoring.alerts import AlarmPolicy
 from edge.scoring.budget import BLOCKS, Allowance, Tail, allowance, rate
 from edge.scoring.calibrate import Calibrator
 from edge.scoring.smoothing import Smoother
-from edge.signal import Float32
+from edge.signal import Float32, Samples
 
 WINDOW, SPAN_H = 4, 4 / 3600
 """A window of four samples, each sample a window and a second: what lasts four seconds is sustained."""
@@ -206,3 +209,30 @@ def test_the_sentences() -> None:
     assert said(promised=0.9, more_hours=0.0, hours=400.0) == (
         "at most 1 a week promised with 90% confidence, counted in 400 hours of normal running"
     )
+
+
+def test_a_bundle_keeps_its_tail_and_a_budget_changes_while_an_episode_lasts(tmp_path: Path) -> None:
+    bundle = Bundle.open(build(tmp_path / "small.amiss"))
+    pipeline = bundle.pipeline(AlarmConfig(false_alarms="1/week"))
+    assert pipeline.policy.p_value < bundle.head.calibrator.floor, "rarer than can be counted"
+    time_ns = np.arange(6000, dtype=np.int64) * 10_000_000
+    x = normal(6000, 5)
+    x[:, 4000:] += 9
+    events = pipeline.feed(Samples(time_ns[:5000], x[:, :5000]))
+    (started,) = [event for event in events if event.type == "anomaly_started"]
+    assert started.since_ns >= time_ns[3980]
+    assert started.p_value is not None
+    assert started.threshold is not None
+    assert started.p_value <= started.threshold == pipeline.policy.p_value
+    pipeline.alarm.set_policy(bundle.policy(AlarmConfig(false_alarms="1/hour")))
+    later = pipeline.feed(Samples(time_ns[5000:], x[:, 5000:]))
+    assert [event.type for event in later if event.type == "anomaly_started"] == []
+    assert pipeline.alarm.active, "the same episode"
+
+
+def test_a_mistake_names_file_key_and_cure() -> None:
+    smallest = {"node": "n", "bundle": "b", "streams": {"s": {"port": "p"}}}
+    with pytest.raises(ConfigError, match=r"^device.toml: alarm: false_alarms = '1/fortnight': expected .* \"1/week\""):
+        parse(smallest | {"alarm": {"false_alarms": "1/fortnight"}}, "device.toml")
+    with pytest.raises(ConfigError, match=r"^device.toml: alarm: false_alarms and p_value .* leave out one"):
+        parse(smallest | {"alarm": {"false_alarms": 1, "p_value": 0.01}}, "device.toml")
