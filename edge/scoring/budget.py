@@ -15,7 +15,7 @@ Two things are said of a threshold, both with the stated confidence:
   mean of logarithms of distances, so a power law in the distances, as heavy as tails get, is ξ = 0. Lighter is not believed,
   heavier as far as many peaks say so, and of what the peaks allow the highest threshold is taken (profile likelihood).
 
-Both hold for running that is like the running that was kept, and for no other: not for a machine that moves on, and not for a
+Where both reach, the higher threshold of them counts. Both hold for running that is like the running that was kept, and for no other: not for a machine that moves on, and not for a
 wander so slow that it has not been seen several times (docs/results-budget.md).
 """
 
@@ -237,12 +237,11 @@ def allowance(config: AlarmConfig, calibrator: Calibrator, tail: Tail | None, sp
     if asked is None:
         p_value = max(DEFAULT_P_VALUE, calibrator.floor) if config.p_value is None else config.p_value
         return _told(None, sure, p_value, calibrator, tail, span)
-    score = tail.lowest(asked, span, sure)
-    if math.isinf(score):
-        found = tail.extrapolated(asked, span, sure)
-        if found is None:
-            return _told(asked, sure, max(DEFAULT_P_VALUE, calibrator.floor), calibrator, tail, span)
-        score = found
+    counted, far = tail.lowest(asked, span, sure), tail.extrapolated(asked, span, sure)
+    if math.isinf(counted) and far is None:
+        return _told(asked, sure, max(DEFAULT_P_VALUE, calibrator.floor), calibrator, tail, span)
+    # Where counting reaches, the tail still has a say: it is just where swarms happened to be missed that little was counted.
+    score = max(one for one in (counted, far) if one is not None and math.isfinite(one))
     return _told(asked, sure, calibrator.beyond(score), calibrator, tail, span)
 
 
