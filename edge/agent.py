@@ -46,7 +46,7 @@ from edge.delivery.topics import (
     Response,
     StatePayload,
 )
-from edge.errors import AmissError, UndeliveredError
+from edge.errors import AmissError, CannotCreateError, UndeliveredError
 from edge.files import at_once
 from edge.operating import metrics, system
 from edge.operating import requests as asked
@@ -303,7 +303,10 @@ class Agent:
     # Home Assistant.
 
     def _home_assistant(self) -> HomeAssistant | None:
-        memory = self._home_memory.read_bytes() if self._home_memory.exists() else b""
+        try:
+            memory = self._home_memory.read_bytes()
+        except OSError:
+            memory = b""
         if (stale := stale_topic(self.config, memory)) is not None:
             self.delivery.forget_retained(stale)
         if self.config.homeassistant is None:
@@ -320,9 +323,12 @@ class Agent:
             return
         topic, payload = self._home.announcement(self.info(), now_s)
         memory = self._home.memory()
-        if not self._home_memory.exists() or self._home_memory.read_bytes() != memory:
-            with at_once(self._home_memory) as draft:
-                draft.write_bytes(memory)
+        try:
+            if not self._home_memory.exists() or self._home_memory.read_bytes() != memory:
+                with at_once(self._home_memory) as draft:
+                    draft.write_bytes(memory)
+        except (OSError, CannotCreateError) as error:
+            log.warning("%s; an entity that is no longer configured may stay in Home Assistant", error)
         self.delivery.publish_retained(topic, payload)
 
     # Requests. The actions run in the main thread.

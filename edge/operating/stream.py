@@ -366,7 +366,7 @@ class Stream:
             points, recent = list(self._points), list(self._recent)
         if not points:
             return None
-        offset_ns = self.source.epoch_offset_ns()
+        offset_ns, policy = self.source.epoch_offset_ns(), self.pipeline.policy
         time_ns, score, p_value, anomaly = (np.array(column) for column in zip(*points, strict=True))
         signal = _newest(recent, 2 * self.bundle.manifest.window)
         return History(
@@ -374,7 +374,7 @@ class Stream:
             score.astype(np.float32),
             p_value,
             anomaly,
-            self.pipeline.head.calibrator.score_at(self.pipeline.policy.p_value),
+            policy.allowance.score if policy.allowance else self.pipeline.head.calibrator.score_at(policy.p_value),
             signal.time_ns + offset_ns,
             signal.x,
         )

@@ -11,6 +11,7 @@ imports do with numpy 1 too, which tflite-runtime wants.
 import importlib.metadata
 import importlib.util
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -122,6 +123,7 @@ class _Interpreted:
 
     def __init__(self, model: bytes, interpreter: Callable[..., Any]) -> None:
         self._version = importlib.metadata.version(self.package)
+        self._lock = threading.Lock()  # one set of tensors, and a thread for each stream
         try:
             self._interpreter = interpreter(model_content=model, num_threads=1)
             self._interpreter.allocate_tensors()
@@ -144,7 +146,10 @@ class _Interpreted:
         return {self.name: self._version}
 
     def run(self, x: Float32) -> Outputs:
-        x = np.ascontiguousarray(x)
+        with self._lock:
+            return self._run(np.ascontiguousarray(x))
+
+    def _run(self, x: Float32) -> Outputs:
         if len(x) == 1:  # what an agent asks for most of the time; half of the time went into copying copies
             self._interpreter.set_tensor(self._input, x)
             self._interpreter.invoke()

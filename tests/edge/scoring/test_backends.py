@@ -2,6 +2,8 @@
 
 import importlib.util
 import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,7 +13,8 @@ import small_bundle
 
 from edge.bundle import Bundle, self_tests, write_bundle
 from edge.errors import BundleError
-from edge.scoring.backends import RUNTIMES, first_installed, installed, open_backend
+from edge.scoring.backends import RUNTIMES, LiteRtBackend, Outputs, first_installed, installed, open_backend
+from edge.signal import Float32
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -77,3 +80,31 @@ def test_what_is_installed() -> None:
     assert installed("onnxruntime")
     assert first_installed(["tflite-runtime", "onnxruntime"]) == "onnxruntime"
     assert all(runtime.member in ("model.onnx", "model.tflite") for runtime in RUNTIMES.values())
+
+
+def test_streams_that_share_an_interpreter_do_not_get_each_others_scores() -> None:
+    """Each stream has a thread of its own, and all of them the one interpreter of the bundle."""
+    backend = LiteRtBackend((GOLDEN / "recurrent.tflite").read_bytes())
+    shape = tuple(backend._interpreter.get_input_details()[0]["shape"])
+    windows = [np.random.default_rng(k).normal(size=shape).astype(np.float32) for k in range(4)]
+    wanted = [backend.run(x).embedding.copy() for x in windows]
+
+    def wrong(run: Callable[[Float32], Outputs], rounds: int) -> int:
+        found: list[int] = []
+
+        def judge(k: int) -> None:
+            for _ in range(rounds):
+                try:
+                    found.append(not np.array_equal(run(windows[k]).embedding, wanted[k]))
+                except RuntimeError:  # it notices some of it
+                    found.append(1)
+
+        threads = [threading.Thread(target=judge, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(found)
+
+    assert wrong(backend.run, 300) == 0
+    assert any(wrong(backend._run, 1000) for _ in range(20)), "the control: without taking turns they do"
