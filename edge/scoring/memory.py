@@ -8,7 +8,8 @@ is like it when, in usual spreads,
 - and so is the embedding.
 
 So a door that slams is forgiven, and what else happens while it slams is not. Near is as near as normal windows lie to the
-nearest of a few others, or as the episode's own windows lie to each other, but at most twice as far.
+nearest of a few others. (As near as the episode's own windows lie to each other is too far: with that, forgiving an overload
+forgave four fifths of an overheating too, and not one fifth.)
 
 Cases as plain as these, added and taken away one by one, are what case-based novelty detection calls prototypes (Salganicoff
 1993, "Density-adaptive learning and forgetting"). Nothing is fitted anew, so every other score, and its p-value, stays.
@@ -32,8 +33,6 @@ MOST_FORGIVEN = 0.05
 """Share of the faults on trial that one name may cover: a person who forgives one thing is not to turn the detector off. Of a
 machine with five channels a fault of its own covers less than 1 %; of one with two, a shift of one of them covers 3 %, and
 rightly so, since three in a hundred faults on trial are just that."""
-_WIDEST = 2.0
-"""Of what is near among normal windows. The windows of an episode may differ more; then they do not stand for each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,32 +186,23 @@ class _Ready:
     """(P, R, C)"""
     e: Float32
     """(P, D)"""
-    near: Float32
-    """(P, G)"""
     untouched: Bool
     """(P, G) in which it is ordinary."""
 
     @classmethod
     def of(cls, reference: Reference, names: list[_Prototypes]) -> Self:
-        near = []
-        for one in names:
-            z, e = _measured(reference, one)
-            apart = grouped(z[:, None] - z[None], e[:, None] - e[None])  # (P, P, G)
-            apart[np.arange(len(one)), np.arange(len(one))] = np.inf
-            own = np.quantile(apart.min(axis=1), 0.9, axis=0) if len(one) > 1 else np.zeros(len(reference.near))
-            near.append(np.tile(np.clip(own, reference.near, _WIDEST * reference.near), (len(one), 1)))
         z, e = (np.concatenate(parts) for parts in zip(*(_measured(reference, one) for one in names), strict=True))
-        return cls(z, e, np.concatenate(near).astype(np.float32), grouped(z, e) <= reference.limit)
+        return cls(z, e, grouped(z, e) <= reference.limit)
 
     def like(self, reference: Reference, outputs: Outputs) -> Bool:
         """(B,) whether each window is like one of them."""
         z, e = reference.standardised(quantities(outputs)), reference.embedded(outputs)
         ordinary = grouped(z, e) <= reference.limit  # (B, G)
         found = np.zeros(len(z), bool)
-        squares = self.near[:, -1] ** 2 * np.float32(self.e.shape[1])
-        close = np.empty(self.near.shape, bool)
+        squares = reference.near[-1] ** 2 * np.float32(self.e.shape[1])
+        close = np.empty(self.untouched.shape, bool)
         for i in range(len(z)):  # window by window, or a burst would take as much memory as prototypes times windows
-            np.less_equal(np.abs(self.z - z[i]).max(axis=1), self.near[:, :-1], out=close[:, :-1])
+            np.less_equal(np.abs(self.z - z[i]).max(axis=1), reference.near[:-1], out=close[:, :-1])
             away = self.e - e[i]
             np.less_equal(np.einsum("pd,pd->p", away, away), squares, out=close[:, -1])
             found[i] = (close | (self.untouched & ordinary[i])).all(axis=1).any()
