@@ -419,6 +419,11 @@ def _substitute(value: Any, environ: Mapping[str, str], where: str) -> Any:
     return _VARIABLE.sub(replace, value)
 
 
+def _printable(text: str) -> str:
+    """TOML lets a quoted key hold anything, but what is said of it is one line."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> None:
     """msgspec refuses unknown keys too, but cannot say which known one was meant."""
     if not isinstance(data, dict):
@@ -428,7 +433,7 @@ def refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> None
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(hints))}"
-            raise ConfigError(f"{where}: unknown key `{prefix}{key}`; {hint}")
+            raise ConfigError(f"{where}: unknown key `{prefix}{_printable(key)}`; {hint}")
         inner = _unwrap(hints[key])
         if hasattr(inner, "__struct_fields__"):
             refuse_unknown_keys(value, inner, where, f"{prefix}{key}.")

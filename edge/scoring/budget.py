@@ -15,8 +15,9 @@ Two things are said of a threshold, both with the stated confidence:
   mean of logarithms of distances, so a power law in the distances, as heavy as tails get, is ξ = 0. Lighter is not believed,
   heavier as far as many peaks say so, and of what the peaks allow the highest threshold is taken (profile likelihood).
 
-Where both reach, the higher threshold of them counts. Both hold for running that is like the running that was kept, and for no other: not for a machine that moves on, and not for a
-wander so slow that it has not been seen several times (docs/results-budget.md).
+Where both reach, the higher threshold of them counts. Both hold for running that is like the running that was kept, and for no
+other: not for a machine that moves on, and not for a wander so slow that it has not been seen several times
+(docs/results-budget.md).
 """
 
 import math
