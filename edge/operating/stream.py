@@ -240,7 +240,8 @@ class Stream:
             told.append(structs.replace(payload, record=record))
             return topics.encode(told[0])
 
-        kind: Kind = "alert" if payload.type.startswith("anomaly") else "telemetry"
+        # A question is for a person too, who must not miss it.
+        kind: Kind = "alert" if payload.type.startswith("anomaly") or payload.type == "new_normal" else "telemetry"
         self._outbox.put(kind, topics.event(self.config.node, self.name), build, durable=kind == "alert")
         self._delivery.wake()
         return told[0] if told else payload  # over the day's budget of the disk telemetry is dropped, and counted
