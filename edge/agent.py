@@ -55,7 +55,7 @@ from edge.operating.clock import HostClock
 from edge.operating.control import Control
 from edge.operating.requests import RefusedError, Requests
 from edge.operating.service import Heartbeat, Notifier
-from edge.operating.settings import Learning, Settings
+from edge.operating.settings import Learning, Pause, Settings
 from edge.operating.stream import Stream
 from edge.operating.view import History, Situation
 from edge.sensing.sources import ReplaySource, Source, collect_s, port_source
@@ -120,7 +120,7 @@ class Agent:
         alarm = self._alarm(self.settings)
         if self.settings.alarm:
             log.info("instead of what the configuration says, as was asked of the running agent: alarm %s", self.settings.alarm)
-        sources = {name: self._source(name) for name in config.streams}
+        sources = {name: _source(config, self.bundle, name, replay) for name in config.streams}
         log.info("false alarms: %s", self.bundle.policy(alarm).sentence())
         self.outbox = Outbox(
             self._place / "outbox.db",
@@ -243,7 +243,10 @@ class Agent:
         """Would an agent start with it? Opens the model and nothing else; raises what is wrong."""
         bundle = Bundle.open(Path(config.bundle))
         bundle.self_test()
-        bundle.policy(configs.changed_alarm(config.alarm, kept.load(config.state_path()).alarm), bundle.head)
+        bundle.policy(configs.changed_alarm(config.alarm, kept.load(config.state_path()).alarm))
+        for name in config.streams:
+            _source(config, bundle, name, None)
+        MqttSink(config.mqtt, config.node).close()
 
     def stop(self) -> None:
         """Ask `run` to end; safe from a signal handler."""
@@ -290,8 +293,10 @@ class Agent:
         now_ns = self._clock.now_ns()
         for name, stream in self.streams.items():
             stream.end_orphans()
-            if (until_ns := self.settings.maintenance.get(name, 0)) > now_ns:
-                stream.maintain((until_ns - now_ns) / 1e9)
+            pause = self.settings.maintenance.get(name)
+            if pause is not None and pause.until_ns > now_ns:
+                # A clock that is behind must not make a long silence of a short one.
+                stream.maintain(min((pause.until_ns - now_ns) / 1e9, pause.seconds))
             if (learning := self.settings.commission.get(name)) is not None:
                 log.info("%s: commissioning was interrupted; it begins anew", name)
                 stream.commission(learning.minutes, trusted=learning.trusted, done=partial(self._commissioned, name, None))
@@ -376,7 +381,7 @@ class Agent:
                 self.bundle.policy(config, stream.pipeline.head)
             self._keep(settings)
             for stream in self.streams.values():
-                stream.ask(partial(stream.use, config))
+                stream.post(partial(stream.use, config))
             self._tell_info()
         return self._effective()
 
@@ -386,10 +391,12 @@ class Agent:
         streams = self._chosen(body.stream)
         seconds = None if body.minutes is None else 60 * body.minutes
         until_ns = 0 if seconds is None else self._clock.now_ns() + round(seconds * 1e9)
-        times = {**self.settings.maintenance, **{stream.name: until_ns for stream in streams}}
-        self._keep(msgspec.structs.replace(self.settings, maintenance={name: t for name, t in times.items() if t}))
+        pauses = {name: pause for name, pause in self.settings.maintenance.items() if self.streams.get(name) not in streams}
+        if seconds is not None:
+            pauses |= {stream.name: Pause(until_ns=until_ns, seconds=seconds) for stream in streams}
+        self._keep(msgspec.structs.replace(self.settings, maintenance=pauses))
         for stream in streams:
-            stream.ask(partial(stream.maintain, seconds))
+            stream.post(partial(stream.maintain, seconds))
         return {"streams": [stream.name for stream in streams], "until": topics.rfc3339(until_ns) if until_ns else None}
 
     def _feedback(self, body: asked.Feedback) -> dict[str, Any]:
@@ -495,12 +502,6 @@ class Agent:
         events = [event for stream in self.streams.values() for event in stream.told()]
         return sorted(events, key=lambda event: event.time_ns, reverse=True)[:EPISODES]
 
-    def _source(self, name: str) -> Source:
-        config, rate_hz = self.config.streams[name], self.bundle.manifest.rate_hz
-        if self._replay is not None:
-            return ReplaySource(self._replay.paths, self.bundle.channels, self._replay.speed, rate_hz=rate_hz)
-        return port_source(config, self.bundle.channels, rate_hz, collect_s=collect_s(self.bundle.manifest.hop / rate_hz))
-
     def health(self) -> HealthPayload:
         time_ns, synced = self._clock.now_ns(), self._clock.synced()
         return HealthPayload(
@@ -552,6 +553,13 @@ class Agent:
             board=system.board(),
             config_schema=configs.schema(),
         )
+
+
+def _source(config: DeviceConfig, bundle: Bundle, name: str, replay: Replay | None) -> Source:
+    stream, rate_hz = config.streams[name], bundle.manifest.rate_hz
+    if replay is not None:
+        return ReplaySource(replay.paths, bundle.channels, replay.speed, rate_hz=rate_hz)
+    return port_source(stream, bundle.channels, rate_hz, collect_s=collect_s(bundle.manifest.hop / rate_hz))
 
 
 def _version() -> str:

@@ -22,11 +22,12 @@ The digest of a bundle is the SHA-256 of its file, what `sha256sum` prints. Ever
 
 import hashlib
 import io
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import msgspec
 import numpy as np
@@ -370,6 +371,17 @@ def _unfit(manifest: Manifest, members: Mapping[str, bytes]) -> str | None:
     return None
 
 
+def _fits(file: IO[bytes], size: int, name: str) -> None:
+    """A header may claim any shape, and numpy believes it before it looks for the bytes."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise BundleError(f"array {name}: version {version} of the format; 1.0 and 2.0 are read")
+    shape, _, dtype = read(file)
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise BundleError(f"array {name} claims {shape} of {dtype}, which are not the {size} bytes that are there")
+
+
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -405,8 +417,11 @@ def unpack_arrays(data: bytes) -> dict[str, Float32]:
     """An .npz of finite float32 arrays; stored members only, so its size bounds what it unpacks to. Raises `BundleError`."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise BundleError("arrays are compressed; those of a bundle are stored")
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise BundleError("arrays are compressed; those of a bundle are stored")
+                with archive.open(entry) as file:
+                    _fits(file, entry.file_size, entry.filename)
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:

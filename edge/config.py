@@ -5,6 +5,7 @@ reads it from a file; inside the file `${VAR}` and `${VAR:?message}` are replace
 """
 
 import difflib
+import ipaddress
 import math
 import os
 import re
@@ -221,6 +222,15 @@ class WebConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Further names that the page is called by, of a proxy in front of it say. Its address, this host's name and the node's,
     with and without `.local`, need not be named."""
 
+    def __post_init__(self) -> None:
+        if self.token is None and not _is_loopback(self.host):
+            raise ValueError(
+                f"`host = {self.host!r}` can be reached from other computers, and anybody there could silence alerts; set "
+                '`token` (best in AMISS_WEB__TOKEN_FILE), or host = "127.0.0.1"'
+            )
+        if self.token is not None and not re.fullmatch(r"[!-~]{8,256}", self.token):
+            raise ValueError("`token` needs 8 to 256 letters, digits and signs, no spaces; `openssl rand -hex 16` makes one")
+
 
 class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Present (also when empty): Prometheus may read http://host:port/metrics."""
@@ -417,6 +427,14 @@ def _substitute(value: Any, environ: Mapping[str, str], where: str) -> Any:
         return environ[name]
 
     return _VARIABLE.sub(replace, value)
+
+
+def _is_loopback(host: str) -> bool:
+    """Can only this computer reach it?"""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _printable(text: str) -> str:

@@ -31,6 +31,8 @@ MOST_BYTES = 16 * 1024 * 1024
 class Episode(msgspec.Struct, frozen=True, kw_only=True):
     event: EventPayload
     """The newest of it."""
+    question: EventPayload | None = None
+    """Whether this is how it runs from now on (`new_normal`), once that was asked."""
     verdict: str | None = None
     """`false_alarm`, `confirmed` or `new_normal`, once a person has said so."""
 
@@ -62,7 +64,12 @@ class Episodes:
     def tell(self, event: EventPayload, windows: Float32 | None = None) -> None:
         """The newest event of an episode; `windows` (n, C, N) are its strangest so far."""
         before = self._known.pop(event.id, None)
-        self._known[event.id] = Episode(event=event, verdict=before.verdict if before else None)
+        if before is None:
+            self._known[event.id] = Episode(event=event)
+        elif event.type == "new_normal":
+            self._known[event.id] = msgspec.structs.replace(before, question=event)
+        else:
+            self._known[event.id] = msgspec.structs.replace(before, event=event)
         if event.type in ("anomaly_started", "anomaly_ended"):
             if windows is not None and len(windows):
                 self._write(f"{event.id}.npz", pack_arrays({"x": windows}))

@@ -125,16 +125,6 @@ def with_token(request: Request, door: Door) -> Answer | None:
 CHECKS: Sequence[Check] = (addressed_to_us, from_our_page, with_json, with_token)
 
 
-def is_loopback(host: str) -> bool:
-    """Can only this computer reach it?"""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class Server:
     """Serves `routes` from `start` to `close`, in threads that end with the process. `section` names the configuration's."""
 

@@ -24,11 +24,20 @@ class Learning(msgspec.Struct, frozen=True, kw_only=True):
     trusted: bool = False
 
 
+class Pause(msgspec.Struct, frozen=True, kw_only=True):
+    """Maintenance that was asked for."""
+
+    until_ns: int
+    """Epoch."""
+    seconds: float
+    """As long as it was to be."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     alarm: dict[str, Any] = {}
     """Keys of `[alarm]`."""
-    maintenance: dict[str, int] = {}
-    """By stream: until when, epoch nanoseconds."""
+    maintenance: dict[str, Pause] = {}
+    """By stream."""
     commission: dict[str, Learning] = {}
     """By stream."""
 

@@ -102,7 +102,7 @@ class Stream:
         self._outbox, self._delivery, self._clock, self._boot = outbox, delivery, clock, boot
         self._later, self._replayed, self._once, self._monotonic = later, replayed, once, monotonic
         folder = config.state_path() / "streams" / name
-        self._memory_file = folder / "memory.npz"
+        self._memory_file = folder / f"memory-{bundle.digest[:16]}.npz"  # another encoder sees other things
         self.heads = Heads(folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
         self.episodes = Episodes(folder / "episodes")
         self.pipeline = bundle.pipeline(alarm)
@@ -354,9 +354,9 @@ class Stream:
             return {episode.event.id: episode.verdict for episode in self.episodes if episode.verdict is not None}
 
     def told(self) -> list[EventPayload]:
-        """The newest event of each episode, oldest first."""
+        """The newest event of each episode, and the question about it where there is one, oldest first."""
         with self._lock:
-            return [episode.event for episode in self.episodes]
+            return [event for episode in self.episodes for event in (episode.event, episode.question) if event is not None]
 
     def knows(self, episode_id: str) -> bool:
         with self._lock:
@@ -382,7 +382,7 @@ class Stream:
 
     def _remember(self, samples: Samples) -> None:
         rate_hz = self.bundle.manifest.rate_hz
-        most = max(16 * self.bundle.manifest.window, min(int(RECENT_S * rate_hz), RECENT_VALUES // len(samples.x)))
+        most = max(48 * self.bundle.manifest.window, min(int(RECENT_S * rate_hz), RECENT_VALUES // len(samples.x)))
         with self._lock:
             self._recent.append(samples)
             self._recent_count += len(samples)
@@ -413,6 +413,10 @@ class Stream:
         except (TimeoutError, CancelledError):
             answer.cancel()
             raise RefusedError(f"{self.name}: no answer in {ANSWER_S:.0f} s; is its port blocked? Try again later") from None
+
+    def post(self, action: Callable[[], Any]) -> None:
+        """Have it done between two chunks, however long that takes. It may raise nothing that its caller could mend."""
+        self._asked.put((action, Future()))
 
     def stop(self) -> None:
         self._stopping.set()
@@ -465,7 +469,9 @@ class Stream:
             raise RefusedError(f"{event.id} is a {event.type}; only of an anomaly can be said whether it was one")
         if verdict == "undo":
             memory.remove(event.id)
-        elif verdict != "confirmed":
+        elif verdict == "confirmed":
+            memory.remove(event.id)  # what was forgiven before was no false alarm after all
+        else:
             self._forgive(event.id, verdict)
         self._write_memory()
         with self._lock:
@@ -489,11 +495,11 @@ class Stream:
             self._end(verdict.replace("_", " "))
 
     def _newest_windows(self) -> Float32:
-        """(n, C, N) of what the sensor says now, side by side, as many as the memory of the signal holds and at most 16."""
+        """(n, C, N) of what the sensor says now, side by side, as many as the memory of the signal holds and at most 48."""
         length = self.bundle.manifest.window
         with self._lock:
             recent = list(self._recent)
-        x = _newest(recent, 16 * length).x
+        x = _newest(recent, 48 * length).x
         count = x.shape[1] // length
         windows = x[:, x.shape[1] - count * length :].reshape(len(x), count, length).transpose(1, 0, 2)
         return np.ascontiguousarray(windows[np.isfinite(windows).all(axis=(1, 2))])

@@ -23,9 +23,7 @@ import numpy as np
 
 from edge.config import WebConfig
 from edge.delivery.topics import EventPayload, Response
-from edge.errors import ConfigError
 from edge.event import Excerpt
-from edge.operating import http
 from edge.operating.http import Answer, Request, Route, Routes, Server, refusal
 from edge.operating.view import History, View
 from edge.signal import Float64, Int64
@@ -40,25 +38,13 @@ EXCERPT_CHANNELS, EXCERPT_POINTS = 3, 96
 EPISODES = 100
 LEVELS = 1000
 """A value is sent as its height in the picture, 0 … LEVELS: three digits instead of nine."""
-TOKEN_LENGTH = 8
 
 OPEN_TYPES = ("sensor_fault", "drift", "new_normal")
 """Events that last and do not end by themselves as an anomaly does."""
 
 
 class Page:
-    """Raises `ConfigError` when anybody on the network could change something."""
-
     def __init__(self, config: WebConfig, view: View, *, metrics: Route | None = None) -> None:
-        if config.token is None and not http.is_loopback(config.host):
-            raise ConfigError(
-                f"web.host: {config.host} can be reached from other computers, and anybody there could silence alerts; set "
-                'web.token (best in AMISS_WEB__TOKEN_FILE), or host = "127.0.0.1"'
-            )
-        if config.token is not None and not re.fullmatch(rf"[!-~]{{{TOKEN_LENGTH},256}}", config.token):
-            raise ConfigError(
-                f"web.token: needs {TOKEN_LENGTH} to 256 letters, digits and signs, no spaces; `openssl rand -hex 16` makes one"
-            )
         names = {*config.names, view.node, f"{view.node}.local"}
         self.server = Server("web", config.host, config.port, routes(config, view, metrics), names=names, token=config.token)
 

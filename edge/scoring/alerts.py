@@ -6,11 +6,13 @@ One strange window is chance: at p = 0.001 and ten windows a second it happens e
 strange ones in a row may all be the same stretch of signal. By default an alert therefore waits until two strange windows of
 an unbroken row share no sample.
 
-Nobody reads the hundredth alert of a loose contact. So the cool-down belongs to a cause, the channel that is blamed most, and
-doubles whenever that cause comes back within `BACK` times the longest cool-down; another cause is told at once. And over all
-causes there is a ration: `BURST` alerts, and one more for every longest cool-down that passes. With the defaults no 24 hours
-of the stream's clock ever see more than 36 alerts, whatever the signal does, and one cause alone no more than 32. What has to
-wait is told when its time has come and it still lasts; nothing is lost but the repetition.
+Nobody reads the hundredth alert of a loose contact, nor the second of a level that has shifted for good and looks ordinary now
+and then. So an end is followed by a cool-down; it belongs to a cause, the channel that is blamed most. A cause that is back
+before it has been away for as long was not over: the same episode goes on when the cool-down has passed, and is no alert. The
+cool-down doubles whenever that cause comes back within `BACK` times the longest one; another cause is told at once. And over
+all causes there is a ration: `BURST` alerts, and one more for every longest cool-down that passes. With the defaults no 24
+hours of the stream's clock ever see more than 36 alerts, whatever the signal does, and one cause alone no more than 32. What
+has to wait is told when its time has come and it still lasts; nothing is lost but the repetition.
 
 Only windows open and close an episode, never the clock: an alert follows so many strange windows, its end so many ordinary
 ones, whatever time they claim to be of.
@@ -108,12 +110,28 @@ class AlarmPolicy:
         return BURST + span_ns // self.longest_cool_down_ns if self.cool_down_ns else None
 
 
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """What an episode came to."""
+
+    score: float
+    p_value: float
+    blame: Float64
+    """(C,) sum of the shares of its strange windows."""
+
+
 @dataclass(slots=True)
 class Rest:
     """The cool-down of one cause."""
 
     since_ns: int
     length_ns: int
+    episode: int | None
+    """What was over, and goes on if the cause has come back meanwhile; `None`: a person has ended it."""
+    began_ns: int
+    worst: Worst
+    seen_ns: int | None = None
+    """When the cause was last back, though nobody was told."""
 
     @property
     def until_ns(self) -> int:
@@ -185,7 +203,8 @@ class Alarm:
         self._update_every_ns = 0
         self._muted_until_ns: int | None = None
         self._mute_left_ns: int | None = None
-        self._clear_worst()
+        self._worst_score, self._worst_p = -math.inf, 1.0
+        self._blame: Float64 = np.zeros(len(channels))
 
     @property
     def active(self) -> bool:
@@ -285,7 +304,15 @@ class Alarm:
                 self._since_ns = end_ns - self._hop_ns
             self._note(score, p_value, shares)
             cause = int(self._blame.argmax())
-            if self._strange < self.policy.pending or self._waits(cause, end_ns):
+            if self._strange < self.policy.pending:
+                return None
+            rest = self._rests.get(cause)
+            if rest is not None and end_ns < rest.until_ns:
+                rest.seen_ns = end_ns
+                return None
+            if rest is not None and rest.episode and rest.seen_ns is not None and end_ns - rest.seen_ns <= rest.length_ns:
+                return self._resumed(rest, rest.episode, cause, end_ns)
+            if self._rationed(end_ns):
                 return None
             self._active, self._cause = True, cause
             self._spend(end_ns)
@@ -308,11 +335,18 @@ class Alarm:
         if self._muted_until_ns is not None and end_ns >= self._muted_until_ns:
             self._muted_until_ns = None
 
-    def _waits(self, cause: int, now_ns: int) -> bool:
-        rest = self._rests.get(cause)
-        return (rest is not None and now_ns < rest.until_ns) or (
-            self._rationed_ns is not None and self._rationed_ns - now_ns > (BURST - 1) * self.policy.longest_cool_down_ns
-        )
+    def _resumed(self, rest: Rest, episode: int, cause: int, end_ns: int) -> Event:
+        """It was not over: the same episode goes on, under its number."""
+        self._active, self._cause, self._episode, self._since_ns = True, cause, episode, rest.began_ns
+        worst = rest.worst
+        self._worst_score, self._worst_p = max(self._worst_score, worst.score), min(self._worst_p, worst.p_value)
+        self._blame = self._blame + worst.blame
+        self._update_every_ns = self.policy.update_every_ns
+        self._update_due_ns = end_ns + self._update_every_ns
+        return self._event("anomaly_updated", end_ns)
+
+    def _rationed(self, now_ns: int) -> bool:
+        return self._rationed_ns is not None and (self._rationed_ns - now_ns > (BURST - 1) * self.policy.longest_cool_down_ns)
 
     def _spend(self, now_ns: int) -> None:
         if self.policy.cool_down_ns:
@@ -326,7 +360,8 @@ class Alarm:
             rest, length_ns = self._rests.get(cause), self.policy.cool_down_ns
             if rest is not None and time_ns - rest.until_ns < BACK * self.policy.longest_cool_down_ns:
                 length_ns = min(2 * rest.length_ns, self.policy.longest_cool_down_ns)
-            self._rests[cause] = Rest(time_ns, length_ns)
+            worst = Worst(self._worst_score, self._worst_p, self._blame.copy())
+            self._rests[cause] = Rest(time_ns, length_ns, None if reason else self._episode, self._since_ns, worst)
         return self._event("anomaly_ended", time_ns, until_ns=time_ns, reason=reason)
 
     def _clear_worst(self) -> None:

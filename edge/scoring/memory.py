@@ -26,8 +26,8 @@ from edge.scoring.reference import Reference, grouped, quantities
 from edge.scoring.scorers import k_centre
 from edge.signal import Bool, Float32
 
-MOST = 64
-MOST_EACH = 8
+MOST = 128
+MOST_EACH = 16
 """Prototypes of one name: those that lie farthest apart stand for the others."""
 WIDER = 1.4
 """Times as far as normal windows lie apart counts as near: an episode is wilder than normal running, and has few windows."""

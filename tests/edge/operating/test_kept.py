@@ -16,7 +16,7 @@ from edge.head import Head
 from edge.operating import settings
 from edge.operating.episodes import MOST, Episodes
 from edge.operating.heads import Heads
-from edge.operating.settings import Learning, Settings
+from edge.operating.settings import Learning, Pause, Settings
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,8 @@ def test_a_disk_that_takes_nothing_does_not_stop_the_story(tmp_path: Path) -> No
 
 def test_settings_come_back(tmp_path: Path) -> None:
     assert settings.load(tmp_path) == Settings()
-    said = Settings(alarm={"p_value": 0.01}, maintenance={"s": 5}, commission={"s": Learning(minutes=60)})
+    pause = Pause(until_ns=5, seconds=60)
+    said = Settings(alarm={"p_value": 0.01}, maintenance={"s": pause}, commission={"s": Learning(minutes=60)})
     settings.save(tmp_path, said)
     assert settings.load(tmp_path) == said
     (tmp_path / "settings.json").write_bytes(b"{")

@@ -70,8 +70,9 @@ def test_cool_down_delays_and_never_loses() -> None:
     train = [STRANGE] * 3 + [ORDINARY] * 2 + [STRANGE] * 12
     assert kinds(feed(alarm(), train)) == [("started", 2), ("ended", 4), ("started", 7)]
     late = feed(alarm(cool_down_s=8.0), train)
-    assert kinds(late) == [("started", 2), ("ended", 4), ("started", 12)]
-    assert late[-1].since_ns == 4 * HOP, "it began when it began"
+    assert kinds(late) == [("started", 2), ("ended", 4), ("updated", 12)], "it was not over"
+    assert {event.episode for event in late} == {1}
+    assert late[-1].since_ns == late[0].since_ns, "it began when it began"
 
 
 def test_an_episode_that_lasts_is_repeated_and_says_the_worst_so_far() -> None:
@@ -159,13 +160,26 @@ def flapping(seconds: int, causes: tuple[int, ...] = (0,)) -> tuple[list[float],
     return at, [STRANGE if t % 2 else ORDINARY for t in range(seconds)], [causes[t // 2 % len(causes)] for t in range(seconds)]
 
 
-def test_a_flapping_channel_is_told_ever_more_rarely() -> None:
-    times = started_s(feed_at(alarm(**RAW, cool_down_s=30.0), *flapping(DAY)))
-    assert [b - a for a, b in pairwise(times)][:4] == pytest.approx([31, 61, 121, 241], abs=3)
-    assert np.diff(times).max() == pytest.approx(HOUR, abs=3)
-    assert len(times) <= 32
-    storm = started_s(feed_at(alarm(**RAW, cool_down_s=30.0, longest_cool_down_s=30.0), *flapping(DAY)))
+def test_a_flapping_channel_is_one_alert_and_told_ever_more_rarely() -> None:
+    told = feed_at(alarm(**RAW, cool_down_s=30.0), *flapping(DAY))
+    assert len(started_s(told)) == 1
+    back = [event.time_ns // HOP for event in told if event.type == "anomaly_updated"]
+    assert [b - a for a, b in pairwise(back)][:4] == pytest.approx([61, 121, 241, 481], abs=3)
+    assert np.diff(back).max() == pytest.approx(HOUR, abs=3)
+    assert len(back) <= 32
+    assert {event.episode for event in told} == {1}
+    storm = started_s(feed_at(alarm(**RAW, cool_down_s=0.0), *flapping(DAY)))
     assert len(storm) > 2000, "the control"
+
+
+def test_what_a_person_has_ended_does_not_go_on_and_what_was_away_for_long_is_another() -> None:
+    subject = alarm(cool_down_s=30.0)
+    assert kinds(feed(subject, [STRANGE] * 3)) == [("started", 2)]
+    assert subject.end(3 * HOP, "false alarm") is not None
+    assert kinds(feed(subject, [STRANGE] * 40, start=3)) == [("started", 33)], "that he is told of again, as something new"
+    subject = alarm(cool_down_s=30.0)
+    feed(subject, [STRANGE] * 3 + [ORDINARY] * 100)
+    assert kinds(feed(subject, [STRANGE] * 3, start=103)) == [("started", 105)]
 
 
 def test_another_cause_is_told_at_once_and_the_same_one_when_its_time_has_come() -> None:
@@ -174,7 +188,7 @@ def test_another_cause_is_told_at_once_and_the_same_one_when_its_time_has_come()
         return kinds(feed_at(alarm(cool_down_s=30.0), [float(t) for t in range(len(p_values))], p_values, causes))
 
     assert story([0] * 5 + [1] * 40) == [("started", 2), ("ended", 4), ("started", 7)]
-    assert story([0] * 45) == [("started", 2), ("ended", 4), ("started", 34)], "it persists, so it is told"
+    assert story([0] * 45) == [("started", 2), ("ended", 4), ("updated", 34)], "it persists, so it is told"
 
 
 def test_after_a_quiet_day_a_cause_begins_anew() -> None:
@@ -182,8 +196,10 @@ def test_after_a_quiet_day_a_cause_begins_anew() -> None:
     feed_at(subject, *flapping(HOUR))
     quiet = float(HOUR + 2 * DAY)
     at, p_values, causes = flapping(200)
-    times = started_s(feed_at(subject, [quiet + t for t in at], p_values, causes))
-    assert [b - a for a, b in pairwise(times)][:2] == pytest.approx([31, 61], abs=3)
+    told = feed_at(subject, [quiet + t for t in at], p_values, causes)
+    assert len(started_s(told)) == 1
+    back = [event.time_ns // HOP for event in told if event.type == "anomaly_updated"]
+    assert [b - a for a, b in pairwise([started_s(told)[0], *back])][:2] == pytest.approx([31, 61], abs=3)
 
 
 STORM = st.lists(

@@ -22,7 +22,7 @@ def silenced(memory: Memory, outputs: Outputs) -> float:
 
 def test_what_was_forgiven_is_ordinary_at_once_and_nothing_else_is() -> None:
     memory = Memory(reference(), faults)
-    assert memory.add("door", slam(8)) == MOST_EACH
+    assert memory.add("door", slam(3 * MOST_EACH)) == MOST_EACH
     assert silenced(memory, slam(500, 1)) > 0.8
     assert silenced(memory, running(500, 2, 8.0, channel=0)) == 0
     assert silenced(memory, running(500, 2, -8.0, channel=1)) == 0
@@ -93,17 +93,17 @@ def test_without_a_reference_the_reason_is_said() -> None:
 
 
 def test_it_is_full_at_last_and_the_oldest_go() -> None:
-    memory = Memory(reference(), most=24)
+    memory = Memory(reference(), most=3 * MOST_EACH)
     for i in range(5):
         memory.add(f"{i}", slam(40, i))
     assert memory.names == ("2", "3", "4")
-    assert len(memory) == 24
+    assert len(memory) == 3 * MOST_EACH
     memory.add("2", slam(40, 9))
     assert memory.names == ("3", "4", "2"), "said again, it is the newest"
 
 
 def test_the_same_after_a_round_trip() -> None:
-    memory = Memory(reference(), most=24)
+    memory = Memory(reference(), most=3 * MOST_EACH)
     for name in ("b.with.dots", "a"):
         memory.add(name, slam(8, len(name)))
     arrays = memory.arrays()
