@@ -1,15 +1,21 @@
 """What runs on the device. Imports nothing else of ours, and never torch, onnx, scipy or pandas.
 
     bytes ──sensing──▶ Windows ──scoring──▶ Event ──delivery──▶ broker
-            sources     windows   backends    alerts   outbox
-            decoders              scorers     explain  mqtt
-                                  memory      drift
-                                  calibrate
+            ports       windows   backends    alerts   outbox
+            sources     health    scorers     explain  mqtt
+            decoders              memory      drift    homeassistant
+            modbus                calibrate   evidence
 
-- `signal`, `event`, `errors`, `config`: the ground floor, plain values;
-- `pipeline`: windows and scoring composed, pure (read this first);
-- `bundle`: what a model is, and how it proves itself;
-- `agent`: run for ever (read this second);
+    broker, page, `amiss ask` ──operating──▶ the stream's thread, between two chunks
+                                requests, control, web
+
+- `signal`, `event`, `errors`, `files`, `config`: the ground floor, plain values;
+- `pipeline`: windows, sensor health and scoring composed, pure (read this first);
+- `bundle`, `head`: what a model is, and how it proves itself; the part of it that is fitted to one machine;
+- `operating.stream`: one sensor, from its bytes to events on disk (read this second);
+- `agent`: run for ever: streams, delivery, and what people ask (read this third);
+- `operating`: besides, what is kept of it (`heads`, `episodes`, `settings`), what is shown (`view`, `http`, `web`, `metrics`,
+  `service`), and what looks at a device from outside (`doctor`, `host`, `finding`);
 - `testing`: checks that every decoder, scorer and backend must pass; ships with the package.
 """
 
