@@ -115,7 +115,7 @@ def test_the_settings_are_understood() -> None:
 
 def test_what_it_counts_is_what_the_code_has() -> None:
     defaults = parse({"node": "n", "bundle": "m", "streams": {"s": {"port": "p"}}}).alarm
-    assert (memory.MOST, memory.MOST_EACH, memory.MOST_FORGIVEN, evidence.MOST) == (64, 8, 1 / 20, 24)
+    assert (memory.MOST, memory.MOST_EACH, memory.MOST_FORGIVEN, evidence.MOST) == (128, 16, 1 / 20, 24)
     assert (episodes.MOST, episodes.MOST_BYTES >> 20) == (100, 16)
     assert (defaults.settle_s, defaults.cool_down_s, defaults.longest_cool_down_s) == (600, 30, 3600)
     assert alerts.BURST + 24 == 36
