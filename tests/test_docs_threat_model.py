@@ -73,7 +73,7 @@ def test_the_lines_of_the_acl_are_those_of_the_whole_one() -> None:
 def test_what_it_counts_is_what_the_code_has() -> None:
     from edge import agent
     from edge.delivery.mqtt import MAX_UNACKNOWLEDGED
-    from edge.operating import episodes, heads, http, requests, web
+    from edge.operating import episodes, heads, http, requests
     from edge.scoring import memory
 
     said = " ".join(TEXT.split())
@@ -87,4 +87,4 @@ def test_what_it_counts_is_what_the_code_has() -> None:
     ):
         assert words in said, words
     assert (memory.MOST_FORGIVEN, heads.MOST) == (1 / 20, 4), "a twentieth, four"
-    assert (http.CONNECTIONS, http.DEADLINE_S, web.TOKEN_LENGTH) == (8, 10, 8), "eight, ten seconds, eight"
+    assert (http.CONNECTIONS, http.DEADLINE_S) == (8, 10), "eight, ten seconds"

@@ -372,18 +372,16 @@ class SensorHealth:
     def _skew(self, upto: int) -> list[_Bad]:
         """Whoever arrives late tells nothing, so of each minute only the least late is compared with that of the one before."""
         found: list[_Bad] = []
-        kind: Kind
         while self._arrivals and self._arrivals[0][0] <= upto:
             position, stamp, lag = self._arrivals.pop(0)
             if (minute := int(position // self._memory)) != self._minute:
                 if self._least and self._least_before:
                     passed, more = self._least[0] - self._least_before[0], self._least[1] - self._least_before[1]
                     if passed > 0 and abs(more) > SKEW * (passed + more):
-                        # So far off it is another rate, and holds until the next minute says otherwise.
-                        far = abs(more) > RATE_OFF * (passed + more)
-                        kind, last = ("rate", position + int(self._memory)) if far else ("clock", position)
+                        # However far: which of the two clocks is wrong, or whether it is the rate, nobody here can tell. As a
+                        # `rate` it would excuse whatever comes, for as long as a sensor counts its time in other units.
                         look, since = -(-position // self._look) * self._look, self._least_before[0]
-                        found.append(_Bad(look, kind, _EVERY, math.inf, since, stamp, last))
+                        found.append(_Bad(look, "clock", _EVERY, math.inf, since, stamp, position))
                 self._minute, self._least_before, self._least = minute, self._least, None
             if self._least is None or lag < self._least[1]:
                 self._least = stamp, lag

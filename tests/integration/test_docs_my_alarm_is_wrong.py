@@ -120,6 +120,6 @@ def test_what_it_counts_is_what_the_code_has() -> None:
     assert (defaults.settle_s, defaults.cool_down_s, defaults.longest_cool_down_s) == (600, 30, 3600)
     assert alerts.BURST + 24 == 36
     said = " ".join(TEXT.split())
-    counts = "At most 64 prototypes", "up to eight windows", "ten minutes", "36 alerts", "(24 at most)", "A hundred episodes"
+    counts = "At most 128 prototypes", "up to sixteen windows", "ten minutes", "36 alerts", "(24 at most)", "A hundred episodes"
     for words in counts:
         assert words in said, words

@@ -172,7 +172,7 @@ def test_a_clock_that_runs_off_is_told_and_excuses_nothing() -> None:
         assert kinds(found) == [("clock", None, False)]
         assert not health.excuses(np.array([5 * MINUTE]), np.array([[0.5, 0.5]], np.float32)).any()
     assert skewed(0.002)[1] == []
-    assert kinds(skewed(0.1)[1]) == [("rate", None, False)]
+    assert kinds(skewed(0.1)[1]) == [("clock", None, False)], "a far one too: it must not excuse all that comes"
 
 
 def test_a_sensor_that_starts_again_is_no_fault_and_one_that_does_so_all_the_time_is() -> None:
