@@ -33,6 +33,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edge.channel import ChannelSpec as ChannelSpec
 from edge.config import AlarmConfig
 from edge.errors import BundleError, NoInputError
 from edge.files import at_once
@@ -71,11 +72,6 @@ MODELS = frozenset({"model.onnx", "model.tflite"})
 OPTIONAL = frozenset({"stream.onnx"})
 """but for this one."""
 MAX_BYTES = sum(MEMBERS.values())
-
-
-class ChannelSpec(msgspec.Struct, frozen=True):
-    name: str
-    unit: str = ""
 
 
 class FileSpec(msgspec.Struct, frozen=True):

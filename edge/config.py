@@ -239,6 +239,33 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: Annotated[int, Meta(gt=0, lt=65536)] = 9642
 
 
+class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Present: new models are taken from a signed repository. Needs `pip install 'amiss[update]'`."""
+
+    repository: Annotated[str, Meta(min_length=1)]
+    """`https://…`, a folder (as `/media/usb/models`), or `mqtt:NAME` for the one that `[mqtt]`'s broker keeps."""
+    root: str = "/etc/amiss/root.json"
+    """The first root of trust, brought by hand and never over the network. A relative path is looked up beside this file."""
+    group: Annotated[str, Meta(max_length=200)] = ""
+    """Models may be for some groups of devices; this one's."""
+    ca: str | None = None
+    """File with the authorities that the repository's HTTPS certificate may be of. `None`: those of the system."""
+    poll_every_s: Annotated[float, Meta(ge=10)] = 3600.0
+    max_bytes: Annotated[int, Meta(ge=65536, le=278 * 1024 * 1024)] = 32 * 1024 * 1024
+    """A larger model is not fetched."""
+    deadline_s: Annotated[float, Meta(ge=5, le=3600)] = 120.0
+    """For all of a check, and for all of a download; a download that it cuts goes on from there the next time."""
+
+    def __post_init__(self) -> None:
+        kind, colon, rest = self.repository.partition(":")
+        if kind == "mqtt" and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", rest):
+            raise ValueError(
+                f'`repository = "{self.repository}"`: after mqtt: comes a name of lower case letters, digits and dashes'
+            )
+        if colon and kind not in ("mqtt", "https", "http", "file"):
+            raise ValueError(f'`repository = "{self.repository}"` is neither https://…, nor mqtt:NAME, nor a folder')
+
+
 class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of device.toml."""
 
@@ -253,8 +280,9 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     homeassistant: HomeAssistantConfig | None = None
     web: WebConfig | None = None
     metrics: MetricsConfig | None = None
+    update: UpdateConfig | None = None
     state_dir: str | None = None
-    """Where the outbox lives. `None`: $STATE_DIRECTORY, else $XDG_STATE_HOME/amiss, else ~/.local/state/amiss."""
+    """Where outbox and models live. `None`: $STATE_DIRECTORY, else $XDG_STATE_HOME/amiss, else ~/.local/state/amiss."""
     outbox_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
     """Undelivered records are kept up to this size; then the oldest go first."""
     disk_budget_bytes_per_day: Annotated[int, Meta(ge=1024 * 1024)] = 256 * 1024 * 1024
@@ -291,6 +319,9 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
     config = parse(data, str(path))
     if not Path(config.bundle).is_absolute():
         config = msgspec.structs.replace(config, bundle=str(path.parent / config.bundle))
+    if config.update is not None:  # an absolute path stays what it is
+        update = msgspec.structs.replace(config.update, root=str(path.parent / config.update.root))
+        config = msgspec.structs.replace(config, update=update)
     return config
 
 
@@ -357,7 +388,7 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-_SECTIONS = ("mqtt", "alarm", "streams", "requests", "homeassistant", "web", "metrics")
+_SECTIONS = ("mqtt", "alarm", "streams", "requests", "homeassistant", "web", "metrics", "update")
 
 
 def _from_environment(environ: Mapping[str, str], path: Path) -> dict[str, Any]:

@@ -6,6 +6,9 @@
     ├── DataError               65   mend the recording
     ├── NoInputError            66   name a file that exists
     ├── BundleError             65   keep the model that works
+    ├── UnfitError              65   leave the offer alone: it is for another machine or agent
+    ├── UntrustedError          65   keep the model that works; find out who serves such a repository
+    ├── RepositoryAwayError     69   keep the model that works, ask again later
     ├── ConfigError             78   edit the configuration
     ├── SourceLostError         69   wait, then open the sensor again
     ├── SinkUnavailableError    69   keep the record, try later
@@ -44,6 +47,18 @@ class NoInputError(AmissError):
 
 class BundleError(AmissError):
     exit_code = 65
+
+
+class UnfitError(AmissError):
+    exit_code = 65
+
+
+class UntrustedError(AmissError):
+    exit_code = 65
+
+
+class RepositoryAwayError(AmissError):
+    exit_code = 69
 
 
 class ConfigError(AmissError):
