@@ -56,13 +56,15 @@ class _File:
 
 
 class Disk:
-    """One folder, call by call."""
+    """One folder and what is in it, call by call. Names of folders are taken to be there always."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
         self._open: dict[int, str] = {}
+        self._at: dict[int, int] = {}  # where the next `write` goes
         self._files: dict[str, _File] = {}
-        self._names: dict[str, _File] = {}  # as far as the folder is synced
+        self._names: dict[str, _File] = {}  # as far as their folder is synced
+        self._folders = {self._folder}
         self.told: list[str] = []
         """What the process had said by then."""
 
@@ -81,10 +83,13 @@ class Disk:
             path = _bytes(arguments[1]).decode()
             self._open.pop(result, None)
             if path == self._folder or path.startswith(f"{self._folder}/"):
-                self._open[result] = path
+                self._open[result], self._at[result] = path, 0
+                if "O_DIRECTORY" in arguments[2]:
+                    self._folders.add(path)
                 if "O_CREAT" in arguments[2] and path not in self._files:
                     self._files[path] = _File()
-                assert "O_TRUNC" not in arguments[2]
+                if "O_TRUNC" in arguments[2]:
+                    self._files[path].since.append((0, None))
             return False
         if name in ("unlink", "rename"):
             paths = [_bytes(argument).decode() for argument in arguments]
@@ -103,15 +108,21 @@ class Disk:
             return False
         if (path := self._open.get(number, "")) == "":
             return False
-        assert name in ("pwrite64", "ftruncate", "fsync", "fdatasync", "lseek"), f"{name} is not understood"
+        assert name in ("pwrite64", "write", "ftruncate", "fsync", "fdatasync", "lseek"), f"{name} is not understood"
         if name == "lseek":
+            self._at[number] = result
             return False
-        if path == self._folder:
-            self._names = dict(self._files)
+        if path in self._folders:
+            others = {name: file for name, file in self._names.items() if str(Path(name).parent) != path}
+            here = {name: file for name, file in self._files.items() if str(Path(name).parent) == path}
+            self._names = {**others, **here}
             return True
         file = self._files[path]
         if name == "pwrite64":
             file.since.append((int(arguments[-1]), _bytes(arguments[1])[:result]))
+        elif name == "write":
+            file.since.append((self._at[number], _bytes(arguments[1])[:result]))
+            self._at[number] += result
         elif name == "ftruncate":
             file.since.append((int(arguments[1]), None))
         else:
@@ -128,7 +139,9 @@ class Disk:
                 if chance.random() < 0.5 and name in self._files:
                     names[name] = self._files[name]
         for name, file in names.items():
-            (folder / Path(name).name).write_bytes(file.image(rest, chance))
+            place = folder / Path(name).relative_to(self._folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.image(rest, chance))
 
 
 def _bytes(text: str) -> bytes:

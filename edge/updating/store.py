@@ -565,7 +565,7 @@ def _read(connection: sqlite3.Connection) -> State | None:
 
 
 def _joined(found: State | None, copy: State | None) -> State:
-    """The database says which is which, unless the copy has seen a later commit. Of time and of what is bad both are believed."""
+    """The database says which is which, unless the copy has seen a later commit. Of time and what is bad both are believed."""
     if found is None or copy is None:
         return _consistent(found or copy or State())
     return _consistent(
