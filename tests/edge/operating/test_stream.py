@@ -1,0 +1,123 @@
+"""A stream while its model is replaced: no window is missed, no number given twice, and what is known of it stays."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_bundle import CHANNELS, build, normal
+
+from edge.bundle import Bundle
+from edge.config import DeviceConfig, MqttConfig, StreamConfig
+from edge.delivery import Delivery
+from edge.delivery.mqtt import MqttSink
+from edge.delivery.outbox import Outbox
+from edge.operating.clock import HostClock
+from edge.operating.stream import Stream
+from edge.sensing.sources import ReplaySource
+from edge.signal import Float32, Int64, Samples
+
+PERIOD = 10_000_000
+
+
+class Told:
+    """A stream on a disk of its own, and the end of every window that it judges."""
+
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
+        (folder / "r.csv").write_text("time," + ",".join(CHANNELS) + "\n0,0,0\n")
+        config = DeviceConfig(
+            node="n",
+            bundle="b",
+            streams={"s": StreamConfig(port="/dev/null")},
+            state_dir=str(folder),
+            mqtt=MqttConfig(host="127.0.0.1", port=1),
+        )
+        self.outbox = Outbox(folder / "outbox.db", device="n", boot="b")
+        self.stream = Stream(
+            "s",
+            ReplaySource([folder / "r.csv"], CHANNELS),
+            bundle,
+            config,
+            config.alarm,
+            outbox=self.outbox,
+            delivery=Delivery(MqttSink(config.mqtt, "n"), self.outbox),
+            clock=HostClock(boot="b"),
+            boot="b",
+            later=lambda job: job(),
+        )
+        self.ends: list[int] = []
+        self._at = 0
+
+    def feed(self, x: Float32, size: int = 7) -> None:
+        for start in range(0, x.shape[1], size):
+            part = x[:, start : start + size]
+            time_ns = (self._at + np.arange(part.shape[1], dtype=np.int64)) * PERIOD
+            self._at += part.shape[1]
+            self.stream.pipeline.tap = lambda windows, outputs: self.ends.extend(windows.end_ns.tolist())
+            self.stream.take(Samples(time_ns, part))
+
+    def close(self) -> None:
+        self.outbox.close()
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> tuple[Bundle, Bundle]:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    return Bundle.open(build(tmp_path / "a" / "m.amiss")), Bundle.open(build(tmp_path / "b" / "m.amiss", windows=1200))
+
+
+def steps(ends: list[int]) -> Int64:
+    return np.diff(np.array(ends, np.int64)) // PERIOD
+
+
+@pytest.mark.parametrize("at", [100, 101, 103, 250])
+def test_no_window_is_missed_when_the_model_is_replaced(at: int, tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    assert old.digest != new.digest
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(at), size=1)
+        told.stream.replace(new)
+        told.feed(normal(300, seed=1))
+        assert told.stream.pipeline.head is new.head
+        assert steps(told.ends).max() <= old.manifest.hop
+        assert steps(told.ends).min() > 0
+
+
+def test_the_control_a_model_that_starts_from_nothing_misses_some(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(100))
+        told.stream.pipeline = new.pipeline()
+        told.feed(normal(300, seed=1))
+        assert steps(told.ends).max() > old.manifest.hop
+
+
+def test_numbers_go_on_and_an_open_episode_ends(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(200))
+        told.feed(normal(200, seed=1) + np.array([[0], [6]], np.float32))
+        told.stream.replace(new)
+        told.feed(normal(6000, seed=2))
+        told.feed(normal(200, seed=3) + np.array([[6], [0]], np.float32))
+        events = told.stream.told()
+    anomalies = [event for event in events if event.type.startswith("anomaly")]
+    assert [(event.id, event.type) for event in anomalies] == [("n-b-s-1", "anomaly_ended"), ("n-b-s-2", "anomaly_started")]
+    assert anomalies[0].reason == "new model"
+    assert [event.model for event in anomalies] == [old.digest, new.digest]
+
+
+def test_what_was_forgiven_and_learned_comes_back_with_its_model(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(200))
+        told.feed(normal(200, seed=1) + np.array([[0], [6]], np.float32))
+        told.stream.feedback(None, "false_alarm")
+        told.stream.heads.keep(old.head, made="2026-01-01T00:00:00Z", windows=1, trusted=False)
+        told.stream.replace(new)
+        assert told.stream.pipeline.memory.names == ()
+        assert told.stream.heads.about is None
+        told.stream.replace(old)
+        assert told.stream.pipeline.memory.names == ("n-b-s-1",)
+        assert told.stream.heads.about is not None
