@@ -33,6 +33,7 @@ class Told:
             mqtt=MqttConfig(host="127.0.0.1", port=1),
         )
         self.outbox = Outbox(folder / "outbox.db", device="n", boot="b")
+        self._delivery = Delivery(MqttSink(config.mqtt, "n"), self.outbox)
         self.stream = Stream(
             "s",
             ReplaySource([folder / "r.csv"], CHANNELS),
@@ -40,7 +41,7 @@ class Told:
             config,
             config.alarm,
             outbox=self.outbox,
-            delivery=Delivery(MqttSink(config.mqtt, "n"), self.outbox),
+            delivery=self._delivery,
             clock=HostClock(boot="b"),
             boot="b",
             later=lambda job: job(),
@@ -57,6 +58,7 @@ class Told:
             self.stream.take(Samples(time_ns, part))
 
     def close(self) -> None:
+        self._delivery.stop(0)
         self.outbox.close()
 
 

@@ -1,0 +1,244 @@
+"""From an offer to a model that has proved itself, one step after the other, in a thread of its own.
+
+    idle ─▶ checking ─▶ fetching ─▶ trying ─▶ waiting ─▶ probation ─▶ idle, with the new model
+              │            │          │                     │
+              └── away ────┘          └─ refused, bad ──────┴─ worse: back to the model before, and never again
+
+- *checking, fetching*: a child process reads the repository (`updater`). What is away is tried again at the next poll.
+- *trying*: another child opens the candidate, replays its golden windows and lets it score the stream's own last hours beside
+  the model that runs (`trial`). What it does there is nobody's loss.
+- *waiting*: for a moment in which no episode is on, at most `PATIENCE_S`.
+- *probation*: it runs, and is watched (`probation`). A start of the agent counts as one of three tries.
+
+The model that runs is untouched until the switch, and a moment later it is there again. Whatever the repository or the network
+does, inference goes on. A digest that was refused here is never tried again. Nothing of this depends on a report being heard.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from edge.errors import AmissError, ConfigError, RepositoryAwayError, UnfitError, UntrustedError
+from edge.updating.offer import Offer
+from edge.updating.store import Models, Serving
+from edge.updating.updater import Checked
+
+log = logging.getLogger("amiss")
+
+Step = Literal["idle", "checking", "fetching", "trying", "waiting", "probation"]
+PATIENCE_S = 24 * 3600.0
+"""That an update waits for an episode to end. What lasts for a day is how the machine is now."""
+LOOK_S = 1.0
+FIRST_S = 30.0
+"""After a start before the first look: what a fleet does after a power cut, it need not do at once."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the device is with its models; retained on `amiss/<node>/update`."""
+
+    step: Step
+    number: int
+    """Of the model that runs; 0: that of the configuration."""
+    digest: str
+    offered: int | None = None
+    """The one that is on its way."""
+    name: str = ""
+    version: str = ""
+    reason: str = ""
+    """Why the last one was not taken, or was taken back; what is waited for; in one line."""
+    bad: int = 0
+    """Models that were found bad here."""
+
+
+class Device(Protocol):
+    """What the workflow needs of the agent. Called from the workflow's thread; each call may take its time."""
+
+    def check(self) -> Checked: ...
+
+    def fetch(self, offer: Offer) -> Path: ...
+
+    def trial(self, candidate: Path) -> tuple[bool, str]:
+        """Accepted, and why or why not. Raises nothing for what a model can do."""
+        ...
+
+    def quiet(self) -> bool:
+        """No episode is on in any stream."""
+        ...
+
+    def run(self, serving: Serving) -> None:
+        """Let all streams go on with this one. Raises `AmissError`, and then they go on with what they had."""
+        ...
+
+    def verdict(self) -> tuple[Literal["go on", "commit", "roll back"], str]:
+        """On probation: what the streams show of the model that runs since it does."""
+        ...
+
+
+class Updates:
+    """`tell` is given every change. `clock` is monotonic seconds. Of its thread `check` raises what has ended it."""
+
+    def __init__(
+        self,
+        models: Models,
+        device: Device,
+        tell: Callable[[Progress], None],
+        *,
+        poll_every_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        look_s: float = LOOK_S,
+        first_s: float = FIRST_S,
+    ) -> None:
+        self._models, self._device, self._tell = models, device, tell
+        self._poll_every_s, self._clock, self._look_s = poll_every_s, clock, look_s
+        self._due_s = clock() + first_s
+        self._wake = threading.Event()
+        self._stopping = False
+        self._back: str | None = None  # why somebody wants the model before
+        self._thread = threading.Thread(target=self._run, name="updates", daemon=True)
+        self._failure: BaseException | None = None
+        self._serving = models.serve()
+        self._offer: Offer | None = None
+        self._reason = ""
+        self.progress = self._at("probation" if self._serving.role == "trial" else "idle")
+
+    def start(self) -> None:
+        self._tell(self.progress)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        self._stopping = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def check(self) -> None:
+        """Raises what ended the thread, if that was not `stop`."""
+        if self._failure is not None:
+            raise self._failure
+
+    def look_now(self) -> None:
+        """There may be something in the repository; from any thread."""
+        self._due_s = self._clock()
+        self._wake.set()
+
+    def roll_back(self, reason: str) -> None:
+        """Back to the model before, for good; from any thread. Needs no network."""
+        self._back = reason
+        self._wake.set()
+
+    # The workflow's thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self.turn()
+                self._wake.wait(self._look_s)
+                self._wake.clear()
+        except BaseException as error:
+            self._failure = error
+            log.error("updates ended: %s", error)
+
+    def turn(self) -> None:
+        """Do what is due: take back, judge who is on probation, look for a new one."""
+        if (reason := self._back) is not None:
+            self._back = None
+            self._take_back(reason)
+        elif self._serving.role == "trial":
+            self._judge()
+        elif self._clock() >= self._due_s:
+            self._due_s = self._clock() + self._poll_every_s
+            self._update()
+
+    def _update(self) -> None:
+        self._show("checking")
+        checked = self._device.check()
+        offer = checked.chosen
+        if offer is None:
+            self._show("idle", checked.reason or next((why for _, why in checked.unfit), self._reason))
+            return
+        self._offer = offer
+        self._show("fetching")
+        try:
+            candidate = self._device.fetch(offer)
+            self._show("trying")
+            accepted, reason = self._device.trial(candidate)
+            if not accepted:
+                self._models.mark_bad(offer.digest, reason)
+                raise UnfitError(reason)
+            self._models.stage(offer)
+            self._wait_for_quiet()
+            if not self._stopping and self._back is None:
+                self._switch()
+        except RepositoryAwayError as error:
+            self._show("idle", str(error))
+        except (UntrustedError, UnfitError, ConfigError) as error:
+            log.warning("model %d is not taken: %s", offer.number, error)
+            self._offer = None
+            self._show("idle", f"model {offer.number} is not taken: {error}")
+
+    def _wait_for_quiet(self) -> None:
+        until_s = self._clock() + PATIENCE_S
+        while not self._device.quiet() and self._clock() < until_s and not self._stopping and self._back is None:
+            self._show("waiting", "an episode is on; the model changes when it is over")
+            self._wake.wait(self._look_s)
+
+    def _switch(self) -> None:
+        serving = self._models.switch()
+        try:
+            self._device.run(serving)
+        except AmissError as error:
+            self._take_back(str(error))
+            return
+        self._serving = serving
+        log.info("model %d runs, on probation", serving.number)
+        self._show("probation", "")
+
+    def _judge(self) -> None:
+        verdict, reason = self._device.verdict()
+        if verdict == "commit":
+            self._models.commit()
+            self._serving = self._models.serve()
+            log.info("model %d has proved itself: %s", self._serving.number, reason)
+            self._offer = None
+            self._show("idle", "")
+        elif verdict == "roll back":
+            self._take_back(reason)
+
+    def _take_back(self, reason: str) -> None:
+        state = self._models.state
+        running = state.pending if state.trying else state.active
+        if running is None:
+            self._show("idle", "the model of the configuration runs; there is none before it")
+            return
+        self._models.roll_back(reason)
+        serving = self._models.serve()
+        self._device.run(serving)
+        self._serving, self._offer = serving, None
+        log.warning("model %d was taken back: %s; model %d runs again", running.number, reason, serving.number)
+        self._show("idle", f"model {running.number} was taken back: {reason}")
+
+    def _show(self, step: Step, reason: str | None = None) -> None:
+        if reason is not None:
+            self._reason = reason
+        progress = self._at(step)
+        if progress != self.progress:
+            self.progress = progress
+            self._tell(progress)
+
+    def _at(self, step: Step) -> Progress:
+        offer = self._offer
+        return Progress(
+            step=step,
+            number=self._serving.number,
+            digest=self._serving.digest,
+            offered=offer.number if offer else None,
+            name=offer.name if offer else "",
+            version=offer.version if offer else "",
+            reason=self._reason,
+            bad=len(self._models.bad),
+        )

@@ -1,0 +1,248 @@
+"""What becomes of an offer: taken, refused or taken back, and what runs meanwhile. Real store; the device is a small class."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from edge.channel import ChannelSpec
+from edge.errors import BundleError, RepositoryAwayError, UntrustedError
+from edge.updating.offer import Offer
+from edge.updating.store import Models, Serving
+from edge.updating.updater import Checked
+from edge.updating.workflow import PATIENCE_S, Progress, Updates
+
+FACTORY = b"the factory's"
+Verdict = Literal["go on", "commit", "roll back"]
+
+
+def offer(number: int, data: bytes) -> Offer:
+    return Offer(
+        number=number,
+        name="m",
+        version=str(number),
+        schema=1,
+        minimum_agent="0.1.0",
+        channels=(ChannelSpec("x"),),
+        rate_hz=100.0,
+        runtimes=("onnxruntime",),
+        digest=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+    )
+
+
+class Pump:
+    """A device whose streams run what they are told to, on a repository that holds what it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "factory.amiss").write_bytes(FACTORY)
+        self._folder = folder
+        self.now_s = 0.0
+        self.told: list[Progress] = []
+        self.ran: list[int] = []
+        self.offers: list[tuple[Offer, bytes]] = []
+        self.trouble: Exception | None = None
+        self.tried: list[str] = []
+        self.refusal = ""
+        self.calm = True
+        self.broken: set[int] = set()
+        self.says: tuple[Verdict, str] = "go on", ""
+        self.open()
+
+    def open(self) -> None:
+        """As an agent that starts does."""
+        self.models = Models(self._folder / "models", factory=self._folder / "factory.amiss")
+        self.models.start()
+        self.updates = Updates(
+            self.models, self, self.told.append, poll_every_s=60.0, clock=lambda: self.now_s, look_s=0.0, first_s=0.0
+        )
+
+    def again(self) -> None:
+        self.models.close()
+        self.open()
+
+    def turns(self, count: int = 1, seconds: float = 60.0) -> None:
+        for _ in range(count):
+            self.updates.turn()
+            self.now_s += seconds
+
+    def put(self, number: int, data: bytes | None = None) -> Offer:
+        data = data or f"model {number}".encode()
+        found = offer(number, data)
+        self.offers.append((found, data))
+        return found
+
+    # What the workflow asks.
+
+    def check(self) -> Checked:
+        if self.trouble is not None:
+            return Checked("away", str(self.trouble))
+        models = self.models
+        fit = [one for one, _ in self.offers if one.number > models.floor and one.digest not in models.bad]
+        return Checked("ok", chosen=max(fit, key=lambda one: one.number, default=None))
+
+    def fetch(self, wanted: Offer) -> Path:
+        data = next(data for one, data in self.offers if one is wanted)
+        return self.models.put(data, wanted.digest)
+
+    def trial(self, candidate: Path) -> tuple[bool, str]:
+        self.tried.append(candidate.stem)
+        return not self.refusal, self.refusal
+
+    def quiet(self) -> bool:
+        self.now_s += 600
+        return self.calm
+
+    def run(self, serving: Serving) -> None:
+        if serving.number in self.broken:
+            raise BundleError("it does not open here")
+        self.ran.append(serving.number)
+
+    def verdict(self) -> tuple[Verdict, str]:
+        return self.says
+
+    @property
+    def last(self) -> Progress:
+        return self.told[-1]
+
+
+@pytest.fixture
+def pump(tmp_path: Path) -> Pump:
+    return Pump(tmp_path)
+
+
+def test_a_better_model_is_tried_runs_on_probation_and_stays(pump: Pump) -> None:
+    pump.put(1)
+    pump.turns()
+    assert [progress.step for progress in pump.told] == ["checking", "fetching", "trying", "probation"]
+    assert pump.ran == [1]
+    assert pump.models.floor == 0, "on probation nothing is final"
+    pump.turns(5)
+    pump.says = "commit", "as good as before"
+    pump.turns()
+    assert (pump.last.step, pump.last.number, pump.models.floor) == ("idle", 1, 1)
+    pump.again()
+    pump.turns(3)
+    assert pump.updates.progress.number == 1
+    assert pump.ran == [1], "and nothing is done twice"
+
+
+def test_what_its_own_data_speak_against_never_runs_and_is_never_tried_again(pump: Pump) -> None:
+    pump.refusal = "twelve times as many alerts"
+    pump.put(1)
+    pump.turns(5)
+    assert pump.ran == []
+    assert len(pump.tried) == 1
+    assert "twelve times" in pump.last.reason
+    pump.again()
+    pump.turns(5)
+    assert len(pump.tried) == 1
+    pump.refusal = ""
+    pump.put(2)
+    pump.turns()
+    assert pump.ran == [2], "the control: another one is"
+
+
+def test_one_that_is_worse_is_taken_back_at_once_and_for_good(pump: Pump) -> None:
+    pump.put(1)
+    pump.turns()
+    pump.says = "commit", ""
+    pump.turns()
+    pump.put(2)
+    pump.says = "go on", ""
+    pump.turns(2)
+    assert pump.ran == [1, 2]
+    pump.says = "roll back", "all windows are strange"
+    pump.turns()
+    assert pump.ran == [1, 2, 1]
+    assert (pump.last.step, pump.last.number) == ("idle", 1)
+    assert "all windows are strange" in pump.last.reason
+    pump.says = "go on", ""
+    pump.turns(10)
+    assert pump.ran == [1, 2, 1]
+
+
+def test_one_that_cannot_run_here_is_taken_back_before_it_runs(pump: Pump) -> None:
+    pump.broken.add(1)
+    pump.put(1)
+    pump.turns(5)
+    assert pump.ran == [0]
+    assert "does not open" in pump.last.reason
+
+
+def test_a_model_that_ends_the_agent_gets_three_starts(pump: Pump) -> None:
+    pump.put(1)
+    pump.turns()
+    for _ in range(4):
+        pump.again()
+    assert pump.updates.progress.number == 0
+    pump.turns(5)
+    assert pump.ran == [1], "never again"
+
+
+def test_power_that_fails_on_probation_is_no_fault_of_the_model(pump: Pump) -> None:
+    pump.put(1)
+    pump.turns()
+    pump.again()
+    assert (pump.updates.progress.step, pump.updates.progress.number) == ("probation", 1)
+    pump.says = "commit", ""
+    pump.turns()
+    assert pump.models.floor == 1
+
+
+def test_an_episode_that_is_on_is_waited_for_but_not_for_ever(pump: Pump) -> None:
+    pump.calm = False
+    pump.put(1)
+    pump.turns()
+    assert "waiting" in {progress.step for progress in pump.told}
+    assert pump.ran == [1]
+    assert pump.now_s >= PATIENCE_S
+
+
+def test_a_person_takes_it_back_without_a_network(pump: Pump) -> None:
+    pump.put(1)
+    pump.says = "commit", ""
+    pump.turns(2)
+    pump.trouble = RepositoryAwayError("no route")
+    pump.updates.roll_back("asked for")
+    pump.turns()
+    assert pump.ran == [1, 0]
+    assert pump.last.number == 0
+    pump.trouble = None
+    pump.turns(5)
+    assert pump.ran == [1, 0], "what was taken back is not taken again"
+    pump.updates.roll_back("asked for")
+    pump.turns()
+    assert "there is none before it" in pump.last.reason
+
+
+@pytest.mark.parametrize("trouble", [RepositoryAwayError("gone"), UntrustedError("not signed")])
+def test_whatever_the_repository_does_the_model_runs_on_and_is_asked_again(pump: Pump, trouble: Exception) -> None:
+    pump.put(1)
+    fetch = pump.fetch
+
+    def fails(wanted: Offer) -> Path:
+        raise trouble
+
+    pump.fetch = fails  # type: ignore[method-assign]
+    pump.turns(3)
+    assert pump.ran == []
+    assert str(trouble) in pump.last.reason
+    pump.fetch = fetch  # type: ignore[method-assign]
+    pump.turns()
+    assert pump.ran == [1]
+
+
+def test_a_hint_is_only_a_hint(pump: Pump) -> None:
+    pump.turns()
+    checks = len([progress for progress in pump.told if progress.step == "checking"])
+    pump.put(1)
+    pump.turns(1, seconds=1.0)
+    assert len([progress for progress in pump.told if progress.step == "checking"]) == checks + 1
+    pump.put(2)
+    pump.says = "commit", ""
+    pump.turns(1, seconds=1.0)
+    pump.updates.look_now()
+    pump.turns(1, seconds=1.0)
+    assert pump.ran == [1, 2]
