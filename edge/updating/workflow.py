@@ -30,6 +30,7 @@ from edge.updating.updater import Checked
 
 log = logging.getLogger("amiss")
 
+Outcome = Literal["accepted", "refused", "unknown"]
 Step = Literal["idle", "checking", "fetching", "trying", "waiting", "probation"]
 PATIENCE_S = 24 * 3600.0
 """That an update waits for an episode to end. What lasts for a day is how the machine is now."""
@@ -62,8 +63,8 @@ class Device(Protocol):
 
     def fetch(self, offer: Offer) -> Path: ...
 
-    def trial(self, candidate: Path) -> tuple[bool, str]:
-        """Accepted, and why or why not. Raises nothing for what a model can do."""
+    def trial(self, candidate: Path) -> tuple[Outcome, str]:
+        """On the device's own data, and why. `unknown`: not to be told yet. Raises nothing for what a model can do."""
         ...
 
     def quiet(self) -> bool:
@@ -166,8 +167,10 @@ class Updates:
         try:
             candidate = self._device.fetch(offer)
             self._show("trying")
-            accepted, reason = self._device.trial(candidate)
-            if not accepted:
+            outcome, reason = self._device.trial(candidate)
+            if outcome == "unknown":
+                raise RepositoryAwayError(f"model {offer.number} waits: {reason}")
+            if outcome == "refused":
                 self._models.mark_bad(offer.digest, reason)
                 raise UnfitError(reason)
             self._models.stage(offer)

@@ -11,7 +11,7 @@ from edge.errors import BundleError, RepositoryAwayError, UntrustedError
 from edge.updating.offer import Offer
 from edge.updating.store import Models, Serving
 from edge.updating.updater import Checked
-from edge.updating.workflow import PATIENCE_S, Progress, Updates
+from edge.updating.workflow import PATIENCE_S, Outcome, Progress, Updates
 
 FACTORY = b"the factory's"
 Verdict = Literal["go on", "commit", "roll back"]
@@ -45,6 +45,7 @@ class Pump:
         self.trouble: Exception | None = None
         self.tried: list[str] = []
         self.refusal = ""
+        self.outcome: Outcome | None = None
         self.calm = True
         self.broken: set[int] = set()
         self.says: tuple[Verdict, str] = "go on", ""
@@ -86,9 +87,9 @@ class Pump:
         data = next(data for one, data in self.offers if one is wanted)
         return self.models.put(data, wanted.digest)
 
-    def trial(self, candidate: Path) -> tuple[bool, str]:
+    def trial(self, candidate: Path) -> tuple[Outcome, str]:
         self.tried.append(candidate.stem)
-        return not self.refusal, self.refusal
+        return self.outcome or ("refused" if self.refusal else "accepted"), self.refusal
 
     def quiet(self) -> bool:
         self.now_s += 600
@@ -142,6 +143,17 @@ def test_what_its_own_data_speak_against_never_runs_and_is_never_tried_again(pum
     pump.put(2)
     pump.turns()
     assert pump.ran == [2], "the control: another one is"
+
+
+def test_where_there_is_too_little_to_try_it_on_it_waits_and_is_not_bad(pump: Pump) -> None:
+    pump.outcome, pump.refusal = "unknown", "20 minutes of the stream are recorded; 40 more are needed"
+    pump.put(1)
+    pump.turns(3)
+    assert (pump.ran, len(pump.tried), pump.models.bad) == ([], 3, {})
+    assert "40 more" in pump.last.reason
+    pump.outcome = "accepted"
+    pump.turns()
+    assert pump.ran == [1]
 
 
 def test_one_that_is_worse_is_taken_back_at_once_and_for_good(pump: Pump) -> None:
