@@ -1,6 +1,7 @@
 """An MQTT broker for the length of a demo: one from PyPI that needs no installation, or a real Mosquitto."""
 
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -53,26 +54,58 @@ dynamic_filters = true
         yield port
 
 
+class Mosquitto:
+    """A Mosquitto of its own on a free port of the loopback. What it had on its disk outlives `kill`: each change is there
+    within a second.
+
+    Raises `SinkUnavailableError` when it is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+        if program is None:
+            raise SinkUnavailableError("the Mosquitto broker is not installed: sudo apt-get install -y mosquitto")
+        self.port = free_port()
+        self._log = folder / "mosquitto.log"
+        settings = folder / "mosquitto.conf"
+        self._command = [program, "-c", str(settings)]
+        self._process: subprocess.Popen[bytes] | None = None
+        # Started by root it would become `mosquitto`, who may not write to the folder.
+        settings.write_text(
+            f"user root\npersistence true\npersistence_location {folder}/\nautosave_interval 1\nautosave_on_changes true\n"
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\n",
+            "utf-8",
+        )
+
+    def start(self) -> None:
+        """Raises `SinkUnavailableError` or `StorageError` when it does not start."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        _wait_for(self.port, self._process)
+
+    def kill(self) -> None:
+        """As a crash would: nobody is told."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            self._process.wait(START_S)
+            self._process = None
+
+
 @contextmanager
 def mosquitto(folder: Path) -> Iterator[int]:
-    """A Mosquitto of its own on a free port of the loopback; gives the port.
-
-    Raises `SinkUnavailableError` when it is not installed or does not start.
-    """
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise SinkUnavailableError("the Mosquitto broker is not installed: sudo apt-get install -y mosquitto")
-    port = free_port()
-    settings = folder / "mosquitto.conf"
-    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n", "utf-8")
-    with (folder / "mosquitto.log").open("wb") as log:
-        process = subprocess.Popen([program, "-c", str(settings)], stdout=log, stderr=log)
+    """One that runs; gives the port. Raises what `Mosquitto` and its `start` do."""
+    broker = Mosquitto(folder)
     try:
-        _wait_for(port, process)
-        yield port
+        broker.start()
+        yield broker.port
     finally:
-        process.terminate()
-        process.wait(START_S)
+        broker.stop()
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:

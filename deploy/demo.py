@@ -10,21 +10,19 @@ Nothing is shown that did not come over MQTT, except what the table says was com
 import json
 import queue
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 
-from deploy import brokers, machine, picture
+from deploy import brokers, machine, picture, stage
+from deploy.stage import NODE, STREAM, DemoResult, say, step
 from edge.bundle import Bundle
 from edge.delivery import topics
 from edge.errors import DataError, GateError, UsageError
@@ -39,8 +37,6 @@ from trainer import recipe as recipes
 from trainer.progress import progress
 from trainer.train import train
 
-NODE, STREAM = "demo", "machine"
-
 LEARN_S = 900.0
 """Normal running to learn from."""
 LIVE_NORMAL_S, LIVE_FAULT_S = 15.0, 20.0
@@ -49,8 +45,8 @@ UNSEEN_S = 1800.0
 """Normal running that nobody has seen, scored afterwards to count false alarms."""
 REPLAY_S = 60.0
 """A recording is played fast enough to take this long."""
-ONLINE_S, LAST_WORD_S = 20.0, 3.0
-"""How long the agent may take to come up, and how long an alert may be on its way after the last frame."""
+LAST_WORD_S = 3.0
+"""How long an alert may be on its way after the last frame."""
 
 
 @dataclass(slots=True)
@@ -63,31 +59,14 @@ class Story:
     """When each row had been written to the port, on this process's monotonic clock."""
 
 
-@dataclass(frozen=True, slots=True)
-class DemoResult:
-    data: dict[str, Any]
-    """What the table says, and under `events` what came over MQTT."""
-    failure: str | None
-    """Why the demo did not show what it is there to show."""
-
-    def lines(self) -> list[str]:
-        rows = {key: value for key, value in self.data.items() if key != "events"}
-        width = max(map(len, rows))
-        return [f"{key.replace('_', ' '):{width}}  {_plain(value)}" for key, value in rows.items()]
-
-
 def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
     """Simulate, learn, compress, run, inject `fault`, alert. It fails when no alert comes, or one comes before the fault."""
-    if fault not in FAULTS:
-        raise UsageError(f"unknown fault {fault!r}; known: {', '.join(FAULTS)}")
-    if FAULTS[fault].sensor:
-        raise UsageError(f"{fault} is a fault of the sensor and told as such: there would be no alert. Choose another fault")
-    folder = _folder(out)
+    check_fault(fault)
+    folder = stage.folder(out)
     source = Machine(seed)
-    channels, rate_hz = source.channels, source.rate_hz
-    with _step(f"record {LEARN_S:g} s of normal running at {rate_hz:g} Hz: {', '.join(channels)}"):
-        normal = machine.recording_of([source.next(round(LEARN_S * rate_hz))], "normal")
-        write_recording(folder / "normal.csv", normal)
+    bundle, measured = learn_simulation(source, folder, seed)
+    with step("record what nobody has seen, and a fault"):
+        rate_hz = source.rate_hz
         unseen = machine.recording_of([source.next(round(UNSEEN_S * rate_hz))], "unseen")
         live_normal = source.next(round(LIVE_NORMAL_S * rate_hz))
         source.inject(fault)
@@ -96,13 +75,27 @@ def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
         label = (np.arange(len(live.time_ns)) >= onset).astype(np.int8)
         live = replace(live, label=label)
         write_recording(folder / "live.csv", live)
-    # 0.64 s hold 16 turns of the shaft: enough to tell a rhythm, short enough to alert within seconds.
-    bundle, measured = _learn([folder / "normal.csv"], folder, window=256, seed=seed)
     story = _live(bundle, live, folder, brokers.embedded, speed=1.0, told=f"{fault} fault")
-    with _step(f"score {UNSEEN_S / 60:g} min of unseen normal running, offline"):
+    with step(f"score {UNSEEN_S / 60:g} min of unseen normal running, offline"):
         false_alarms = sum(event.type == "anomaly_started" for event in judge_recording(bundle, unseen).events)
     extra = {"false_alarms_offline": f"{false_alarms} in {UNSEEN_S / 60:g} min of unseen normal running"}
     return _tell(bundle, live, story, measured, folder, onset, speed=1.0, extra=extra)
+
+
+def check_fault(fault: str) -> None:
+    if fault not in FAULTS:
+        raise UsageError(f"unknown fault {fault!r}; known: {', '.join(FAULTS)}")
+    if FAULTS[fault].sensor:
+        raise UsageError(f"{fault} is a fault of the sensor and told as such: there would be no alert. Choose another fault")
+
+
+def learn_simulation(source: Machine, folder: Path, seed: int) -> tuple[Bundle, Any]:
+    """`folder`/demo.amiss, from what the machine does in the next `LEARN_S`; the bundle, and what quantizing it measured."""
+    with step(f"record {LEARN_S:g} s of normal running at {source.rate_hz:g} Hz: {', '.join(source.channels)}"):
+        normal = machine.recording_of([source.next(round(LEARN_S * source.rate_hz))], "normal")
+        write_recording(folder / "normal.csv", normal)
+    # 0.64 s hold 16 turns of the shaft: enough to tell a rhythm, short enough to alert within seconds.
+    return _learn([folder / "normal.csv"], folder, window=256, seed=seed)
 
 
 def on_recording(
@@ -118,11 +111,11 @@ def on_recording(
     if not normal:
         raise UsageError("say what normal looks like: --normal FILE-or-FOLDER (may be repeated)")
     played = read_recording(recording)
-    folder = _folder(out)
+    folder = stage.folder(out)
     bundle, measured = _learn(normal, folder, window=None, seed=seed)
     if own:
-        with _step("commission: fit what counts as ordinary to this machine"):
-            _say(f"  {commission(folder / 'demo.amiss', own, folder / 'demo.amiss')}")
+        with step("commission: fit what counts as ordinary to this machine"):
+            say(f"  {commission(folder / 'demo.amiss', own, folder / 'demo.amiss')}")
         bundle = Bundle.open(folder / "demo.amiss")
     if played.channels != bundle.channels:
         raise DataError(
@@ -137,10 +130,10 @@ def on_recording(
 
 def _learn(normal: list[Path], folder: Path, *, window: int | None, seed: int) -> tuple[Bundle, Any]:
     recipe = recipes.apply_overrides(recipes.Recipe(), [f"training.seed={seed}", *([f"window={window}"] if window else [])])
-    with _step("learn what normal looks like (self-supervised, no labels)"), progress("train") as report:
+    with step("learn what normal looks like (self-supervised, no labels)"), progress("train") as report:
         info = train(recipe, normal, folder / "run", progress=report, overwrite=True)
-    _say(f"  {info.parameters} parameters, {info.fit_windows} windows to learn from, {info.calibration_windows} to calibrate")
-    with _step("compress to int8, compare with float, pack"), progress("quantize") as report:
+    say(f"  {info.parameters} parameters, {info.fit_windows} windows to learn from, {info.calibration_windows} to calibrate")
+    with step("compress to int8, compare with float, pack"), progress("quantize") as report:
         measured = quantize(folder / "run", folder / "demo.amiss", progress=report)
     return Bundle.open(folder / "demo.amiss"), measured
 
@@ -159,37 +152,25 @@ def _live(
     # In a folder of its own that is gone afterwards: an old outbox would tell old stories.
     with tempfile.TemporaryDirectory(prefix="amiss-demo-") as temporary, broker(Path(temporary)) as broker_port:
         port = machine.SerialPort(Path(temporary) / "ttyDEMO")
-        config = folder / "device.toml"
-        config.write_text(
-            f"""\
-node = "{NODE}"
-bundle = "demo.amiss"
-state_dir = "{temporary}/state"
-
-[streams.{STREAM}]
-port = "{port.name}"
-clock = "sensor"
-
-[mqtt]
-host = "127.0.0.1"
-port = {broker_port}
-""",
-            "utf-8",
+        config = stage.configure(
+            folder / "device.toml",
+            bundle=folder / "demo.amiss",
+            state=Path(temporary) / "state",
+            port=port.name,
+            broker_port=broker_port,
         )
-        _say(f"broker on port {broker_port}, sensor on {port.name}; starting the agent: amiss run --config {config}")
-        inbox: queue.Queue[tuple[float, str, bytes]] = queue.Queue()
-        client = _subscribe(broker_port, inbox)
-        with (folder / "agent.log").open("wb") as log:
-            agent = subprocess.Popen([sys.executable, "-m", "amiss", "run", "--config", str(config)], stderr=log, stdout=log)
+        say(f"broker on port {broker_port}, sensor on {port.name}; starting the agent: amiss run --config {config}")
+        listener = stage.Listener(broker_port)
+        agent = stage.start_agent(config)
         stop = threading.Event()
         player = threading.Thread(target=_play, args=(port, recording, bundle, speed, stop, story), daemon=True)
         try:
-            _follow(agent, player, inbox, story, recording, folder, told=told, speed=speed)
+            _follow(agent, player, listener.inbox, story, recording, folder, told=told, speed=speed)
         finally:
             stop.set()
             agent.terminate()
             agent.wait(30)
-            client.loop_stop()
+            listener.close()
             if player.ident is not None:
                 player.join(5)
             port.close()
@@ -218,7 +199,7 @@ def _follow(
     speed: float,
 ) -> None:
     """Show what arrives until the recording is over and the last alert had time to come."""
-    deadline = time.monotonic() + ONLINE_S
+    deadline = time.monotonic() + stage.ONLINE_S
     over_s: float | None = None
     onset_told = recording.label is None or not recording.label.any()
     onset = 0 if onset_told or recording.label is None else int(recording.label.argmax())
@@ -227,40 +208,41 @@ def _follow(
         if agent.poll() is not None:
             raise GateError(f"the agent ended with exit code {agent.returncode}; its last words are in {folder / 'agent.log'}")
         if player.ident is None and time.monotonic() > deadline:
-            raise GateError(f"the agent was not online after {ONLINE_S:g} s; its last words are in {folder / 'agent.log'}")
+            raise GateError(
+                f"the agent was not online after {stage.ONLINE_S:g} s; its last words are in {folder / 'agent.log'}"
+            )
         if player.ident is not None and over_s is None and not player.is_alive():
             over_s = time.monotonic() + LAST_WORD_S
         rows = int(np.count_nonzero(~np.isnan(story.sent_s)))
         if not onset_told and rows > onset:
             onset_told = True
-            _say(f"  ── {told} begins ──")
+            say(f"  ── {told} begins ──")
         try:
             received_s, topic, payload = inbox.get(timeout=0.1)
         except queue.Empty:
             continue
         if topic == topics.availability(NODE) and payload == topics.ONLINE and player.ident is None:
-            _say("agent online; the sensor starts to send")
+            say("agent online; the sensor starts to send")
             player.start()
         elif topic == topics.event(NODE, STREAM):
             event = json.loads(payload)
             story.events.append(event)
             story.received_s.append(received_s)
-            _say(_event_line(event, recording))
+            say(_event_line(event, recording))
         elif topic == topics.state(NODE, STREAM) and received_s - shown_s >= 2.0:
             shown_s = received_s
             state = json.loads(payload)
             verdict = "ANOMALY" if state["anomaly"] else "normal"
             place_s = rows / max(1, len(story.sent_s)) * (recording.time_ns[-1] - recording.time_ns[0]) / 1e9
-            _say(f"  {place_s:6.0f} s  score {state['score']:7.2f}  p {state['p_value']:.4f}  {verdict}")
+            say(f"  {place_s:6.0f} s  score {state['score']:7.2f}  p {state['p_value']:.4f}  {verdict}")
 
 
 def _event_line(event: dict[str, Any], recording: Recording) -> str:
     start_ns = int(recording.time_ns[0])
-    blame = ", ".join(f"{c['channel']} {c['share']:.0%}" for c in event.get("channels", [])[:3])
     line = f"  ▶ {event['type']} at {(event['stream_ns'] - start_ns) / 1e9:.1f} s"
     if event["type"].startswith("anomaly"):
         line += (
-            f": {blame}; for {event['duration_s']:.1f} s now, p {event['p_value']:.2g}"
+            f": {stage.blame(event)}; for {event['duration_s']:.1f} s now, p {event['p_value']:.2g}"
             f" ≤ {event['threshold']:.2g}, model {event['model'][:12]}"
         )
     return line
@@ -325,33 +307,3 @@ def _agrees(story: Story, verdicts: Verdicts) -> str:
     # The wire carries microseconds.
     same = len(here) == len(there) and all(abs(a - b) < 1000 for a, b in zip(here, there, strict=True))
     return "yes: the same alerts at the same samples" if same else f"no: {len(there)} alerts on the device, {len(here)} offline"
-
-
-def _subscribe(port: int, inbox: "queue.Queue[tuple[float, str, bytes]]") -> mqtt.Client:
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="amiss-demo-watcher", protocol=mqtt.MQTTv5)
-    client.on_message = lambda _client, _data, message: inbox.put((time.monotonic(), message.topic, bytes(message.payload)))
-    client.on_connect = lambda client, *_: client.subscribe("amiss/#", qos=1)
-    client.connect("127.0.0.1", port)
-    client.loop_start()
-    return client
-
-
-def _folder(out: Path) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
-    return out
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    started = time.monotonic()
-    _say(f"• {what} …")
-    yield
-    _say(f"  done in {time.monotonic() - started:.1f} s")
-
-
-def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import time
 import tty
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +16,19 @@ from edge.sensing.decoders.frames import encode_frame
 from edge.sensing.recordings import Recording
 from edge.sensing.simulate import CHANNELS, UNITS, Machine
 from edge.signal import Samples
+
+
+class Source(Protocol):
+    """As `edge.sensing.simulate.Machine`."""
+
+    @property
+    def channels(self) -> tuple[str, ...]: ...
+
+    rate_hz: float
+
+    def next(self, n: int) -> Samples: ...
+
+    def inject(self, fault: str, severity: float = 1.0) -> None: ...
 
 
 class SerialPort:
@@ -30,7 +44,8 @@ class SerialPort:
             if name.is_symlink():
                 name.unlink()
             name.parent.mkdir(parents=True, exist_ok=True)
-            name.symlink_to(os.ttyname(self._slave))
+            self.device = os.ttyname(self._slave)
+            name.symlink_to(self.device)
         except OSError as error:
             self._close()
             raise CannotCreateError(f"{name}: cannot be created: {error.strerror}") from None
@@ -87,6 +102,34 @@ def play(
         told(sent)
 
 
+class Sensor:
+    """The simulated machine's: about 25 frames a second, in real time, to whatever port is plugged in."""
+
+    def __init__(self, source: Source, port: SerialPort | None) -> None:
+        self.source, self.port = source, port
+        self.sent = 0
+        """Samples."""
+        self.size = max(1, round(source.rate_hz / 25))
+        self.started_s = time.monotonic()
+
+    def wait(self) -> None:
+        """Until the last sample of the next frame is due."""
+        time.sleep(max(0.0, self.started_s + (self.sent + self.size) / self.source.rate_hz - time.monotonic()))
+
+    def send(self) -> Samples:
+        """The next frame."""
+        samples = self.source.next(self.size)
+        if self.port is not None:
+            self.port.write(encode_frame(samples.x, self.sent, int(samples.time_ns[0]) // 1000))
+        self.sent += self.size
+        return samples
+
+    def close(self) -> None:
+        if self.port is not None:
+            self.port.close()
+            self.port = None
+
+
 def serve(
     name: Path,
     *,
@@ -99,26 +142,22 @@ def serve(
     say: Callable[[str], None],
 ) -> None:
     """`amiss simulate --serial`: the simulated machine, live, until the time is over or somebody stops it."""
-    machine = Machine(seed, rate_hz)
-    port = SerialPort(name)
-    size = max(1, round(rate_hz / 25))
-    say(f"{name}: {', '.join(machine.channels)} at {rate_hz:g} Hz as binary frames; stop with Ctrl-C")
-    started, sent, injected = time.monotonic(), 0, fault is None
+    sensor = Sensor(Machine(seed, rate_hz), SerialPort(name))
+    say(f"{name}: {', '.join(sensor.source.channels)} at {rate_hz:g} Hz as binary frames; stop with Ctrl-C")
+    injected = fault is None
     try:
-        while sent < seconds * rate_hz:
-            if not injected and sent >= fault_at_s * rate_hz:
+        while sensor.sent < seconds * rate_hz:
+            if not injected and sensor.sent >= fault_at_s * rate_hz:
                 assert fault is not None
-                machine.inject(fault, severity)
+                sensor.source.inject(fault, severity)
                 injected = True
                 say(f"fault: {fault}")
-            samples = machine.next(size)
-            time.sleep(max(0.0, started + (sent + size) / rate_hz - time.monotonic()))
-            port.write(encode_frame(samples.x, sent, int(samples.time_ns[0]) // 1000))
-            sent += size
+            sensor.wait()
+            sensor.send()
     except KeyboardInterrupt:
         pass
     finally:
-        port.close()
+        sensor.close()
 
 
 def recording_of(parts: Sequence[Samples], name: str) -> Recording:
