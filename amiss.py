@@ -93,12 +93,23 @@ def demo(
     fault: Annotated[str, typer.Option(help="Fault to inject: see `amiss simulate --help`.")] = "bearing",
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for recordings, run, bundle and picture.")] = Path("demo-out"),
+    chaos: Annotated[
+        bool,
+        typer.Option("--chaos", help="Pull the plug, kill broker and agent, disagree with an alert; nothing may be lost."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Do the whole job once: learn, compress, run on a serial port, and raise an alert over MQTT."""
     from deploy import demo as demos
 
-    if recording is not None:
+    if chaos:
+        from deploy import chaos as unrest
+        from edge.errors import UsageError
+
+        if recording is not None:
+            raise UsageError("--chaos breaks a sensor while it runs, and a recording is over: leave out --recording")
+        result = unrest.on_simulation(out=out, fault=fault, seed=seed)
+    elif recording is not None:
         result = demos.on_recording(recording, normal or [], own or [], out=out, speed=speed, seed=seed)
     else:
         result = demos.on_simulation(out=out, fault=fault, seed=seed)
