@@ -27,7 +27,9 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at, check and explain device.toml.", no_args_is_help=True, rich_markup_mode=None)
 datasets_app = typer.Typer(help="Public recordings to try amiss on.", no_args_is_help=True, rich_markup_mode=None)
+keys_app = typer.Typer(help="The keys that sign models: make, replace, revoke.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(keys_app, name="keys")
 app.add_typer(datasets_app, name="datasets")
 
 EXTRAS = {
@@ -44,11 +46,30 @@ EXTRAS = {
     "matplotlib": "demo",
     "tensorboard": "tensorboard",
     "optuna": "search",
+    "tuf": "publish",
+    "securesystemslib": "publish",
+    "cryptography": "publish",
 }
 """Modules that a device does not have, and the extra that brings them."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="device.toml.", show_default=False)]
+RepositoryFolder = Annotated[Path, typer.Option("--repo", help="Folder of the repository.", show_default=False)]
+KeyFolders = Annotated[
+    list[Path], typer.Option("--keys", help="Folder or file of keys; may be said several times.", show_default="keys")
+]
+Days = Annotated[
+    list[str] | None,
+    typer.Option("--expires-days", metavar="ROLE=DAYS", help="How long signatures of a role last.", show_default=False),
+]
+Unencrypted = Annotated[
+    bool,
+    typer.Option(
+        "--unencrypted-online",
+        help="Write the new keys of snapshot and timestamp WITHOUT a passphrase, so that a timer can sign: whoever reads these "
+        "files can renew signatures and keep devices from hearing of new models, but cannot offer one.",
+    ),
+]
 BundleFile = Annotated[Path, typer.Argument(help="A .amiss file.", show_default=False)]
 
 
@@ -605,6 +626,217 @@ def _examine(config: Path, as_json: bool, *, quick: bool) -> None:
     _print(finding.as_data(findings), finding.table(findings, colour=colour, width=width), as_json)
     if code := finding.exit_code(findings):
         raise typer.Exit(code)
+
+
+@app.command()
+def publish(
+    repo: RepositoryFolder,
+    bundle: Annotated[Path | None, typer.Argument(help="A .amiss file to offer.", show_default=False)] = None,
+    keys: KeyFolders = [Path("keys")],  # noqa: B006
+    group: Annotated[list[str] | None, typer.Option(help="For devices of this group.", show_default=False)] = None,
+    device: Annotated[list[str] | None, typer.Option(help="For the device of this name.", show_default=False)] = None,
+    note: Annotated[str, typer.Option(help="What whoever gets it should know.")] = "",
+    expires_days: Days = None,
+    number: Annotated[int, typer.Option(help="Give it at least this number.", min=0)] = 0,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on offering earlier versions for the same devices.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Offer what is offered already under a new number: devices that left it come back.")
+    ] = False,
+    hand_over: Annotated[
+        bool, typer.Option("--hand-over", help="Sign with the targets key only; --refresh puts it in force elsewhere.")
+    ] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Renew signatures that expire; for a timer.")] = False,
+    withdraw: Annotated[
+        str | None, typer.Option(metavar="NAME-VERSION", help="Offer it no more, and delete it.", show_default=False)
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="What is offered to whom, and what expires when.")] = False,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Put the repository on a broker too, under amiss-models/NAME.", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="With --mqtt: a file with a table [mqtt], as in device.toml.", show_default=False)
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(metavar="HOST[:PORT]", help="With --mqtt: instead of what the file says.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Offer a model to devices: sign it into a repository, a folder that any web server, stick or broker can hold.
+
+    amiss publish pump.amiss --repo models --group pumps · amiss publish --repo models --withdraw pump-2 · --refresh · --list
+    """
+    from edge import config as configs
+    from edge.errors import UsageError
+
+    asked = sum(map(bool, (bundle, refresh, withdraw, list_)))
+    if asked > 1 or not (asked or mqtt):
+        raise UsageError("say one of: a bundle, --refresh, --withdraw NAME-VERSION, --list; and --mqtt NAME with it or alone")
+    if bundle is None and (group or device or note or number or keep or again):
+        raise UsageError("--group, --device, --note, --number, --keep and --again say how a bundle is offered; name the bundle")
+    if hand_over and ((bundle is None and withdraw is None) or mqtt):
+        raise UsageError("--hand-over goes with a bundle or --withdraw, and without --mqtt")
+    if mqtt is None and (config or broker):
+        raise UsageError("--config and --broker say where --mqtt NAME puts it")
+    settings = configs.load_mqtt(config, broker) if mqtt else None
+    if mqtt and not configs.REPOSITORY_NAME.fullmatch(mqtt):
+        raise UsageError(f"--mqtt {mqtt}: a name of lower case letters, digits and dashes")
+    from deploy import publish as publishing
+    from deploy.keyfiles import KeyRing, Passphrases
+
+    if list_:
+        found = publishing.listing(repo)
+        _print(found, publishing.listing_lines(found), as_json)
+        return
+    data: dict[str, Any] = {}
+    lines: list[str] = []
+    if asked:
+        ring, days = KeyRing(keys, Passphrases()), _days(expires_days)
+        if bundle is not None:
+            done = publishing.publish(
+                bundle, repo, ring, groups=group or (), devices=device or (), note=note, days=days, number=number, keep=keep,
+                again=again, hand_over=hand_over,
+            )  # fmt: skip
+        elif withdraw is not None:
+            done = publishing.withdraw(withdraw, repo, ring, days=days, hand_over=hand_over)
+        else:
+            done = publishing.refresh(repo, ring, days=days)
+        data, lines = done.data, done.lines
+    if mqtt and settings is not None:
+        import dataclasses
+
+        from deploy.repository import Repository
+        from deploy.shelf import shelve
+
+        if not as_json and lines:  # the folder is done, whatever the broker says
+            print("\n".join(lines), flush=True)
+        repository = Repository(repo)
+        with repository.lock():
+            shelved = shelve(Repository(repo), mqtt, settings)
+        data, lines = data | {"mqtt": dataclasses.asdict(shelved)}, [shelved.line(f"amiss-models/{mqtt} on {settings.host}")]
+    _print(data, lines, as_json)
+
+
+def _days(given: list[str] | None) -> dict[str, float]:
+    from deploy.keyfiles import ROLES
+    from edge.errors import UsageError
+
+    days = {}
+    for pair in given or []:
+        role, _, value = pair.partition("=")
+        try:
+            days[role] = float(value)
+        except ValueError:
+            days[role] = 0.0
+        if role not in ROLES or not 0 < days[role] <= 36500:
+            raise UsageError(f"--expires-days {pair}: expected ROLE=DAYS, as in targets=365; roles are {', '.join(ROLES)}")
+    return days
+
+
+@keys_app.command("init")
+def keys_init(
+    repo: RepositoryFolder,
+    keys: Annotated[Path, typer.Option(help="Folder for the new keys.")] = Path("keys"),
+    expires_days: Days = None,
+    unencrypted_online: Unencrypted = False,
+    as_json: Json = False,
+) -> None:
+    """Make all keys and an empty repository. Passphrases are asked for, or come from AMISS_KEY_PASSPHRASE_FILE."""
+    from deploy import keys as ceremony
+    from deploy.keyfiles import Passphrases
+
+    done = ceremony.init(repo, keys, Passphrases(), days=_days(expires_days), unencrypted_online=unencrypted_online)
+    _print(done.data, done.lines, as_json)
+
+
+@keys_app.command("list")
+def keys_list(repo: RepositoryFolder, keys: KeyFolders = [Path("keys")], as_json: Json = False) -> None:  # noqa: B006
+    """Which key may sign what, which of them are here, and what expires when."""
+    from deploy import keys as ceremony
+
+    rows = ceremony.overview(repo, keys)
+    _print(rows, ceremony.overview_lines(rows), as_json)
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    repo: RepositoryFolder,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Keys to replace, see `amiss keys list`; none: renew the root.", show_default=False),
+    ] = None,
+    keys: KeyFolders = [Path("keys")],  # noqa: B006
+    new_keys: Annotated[Path | None, typer.Option(help="Folder for new keys; the first of --keys if not given.")] = None,
+    expires_days: Days = None,
+    unencrypted_online: Unencrypted = False,
+    as_json: Json = False,
+) -> None:
+    """Other keys in place of some, or the same ones for longer. Needs two of the three root keys, not all in one place."""
+    _replace(repo, names or [], keys, new_keys, expires_days, unencrypted_online, as_json, revoked=False)
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    repo: RepositoryFolder,
+    names: Annotated[list[str], typer.Argument(help="Keys that somebody else may have.", show_default=False)],
+    keys: KeyFolders = [Path("keys")],  # noqa: B006
+    new_keys: Annotated[Path | None, typer.Option(help="Folder for new keys; the first of --keys if not given.")] = None,
+    expires_days: Days = None,
+    unencrypted_online: Unencrypted = False,
+    as_json: Json = False,
+) -> None:
+    """Keys that were stolen or lost sign nothing more; new ones take their place. Needs two of the other root keys."""
+    _replace(repo, names, keys, new_keys, expires_days, unencrypted_online, as_json, revoked=True)
+
+
+def _replace(
+    repo: Path,
+    names: list[str],
+    keys: list[Path],
+    new_keys: Path | None,
+    expires_days: list[str] | None,
+    unencrypted_online: bool,
+    as_json: bool,
+    *,
+    revoked: bool,
+) -> None:
+    from deploy import keys as ceremony
+    from deploy.keyfiles import KeyRing, Passphrases
+
+    passphrases = Passphrases()
+    done = ceremony.rotate(
+        repo,
+        KeyRing(keys, passphrases),
+        names,
+        new_keys or keys[0],
+        passphrases,
+        revoked=revoked,
+        days=_days(expires_days),
+        unencrypted_online=unencrypted_online,
+    )
+    _print(done.data, done.lines, as_json)
+
+
+@keys_app.command("sign")
+def keys_sign(
+    draft: Annotated[
+        Path | None, typer.Argument(help="A root.draft.json; that of --repo if not given.", show_default=False)
+    ] = None,
+    repo: Annotated[Path | None, typer.Option(help="Repository to put it in force in.", show_default=False)] = None,
+    keys: KeyFolders = [Path("keys")],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Add the signature of a root key to a change of keys; with --repo, and once there are enough, put it in force."""
+    from deploy import keys as ceremony
+    from deploy.keyfiles import KeyRing, Passphrases
+    from edge.errors import UsageError
+
+    if draft is None:
+        if repo is None:
+            raise UsageError("say which draft: amiss keys sign root.draft.json, or --repo DIR for the one in there")
+        draft = repo / ceremony.DRAFT
+    done = ceremony.sign(draft, KeyRing(keys, Passphrases()), repo)
+    _print(done.data, done.lines, as_json)
 
 
 @config_app.command("schema")

@@ -239,6 +239,10 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: Annotated[int, Meta(gt=0, lt=65536)] = 9642
 
 
+REPOSITORY_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+"""What a repository of models may be called on a broker."""
+
+
 class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Present: new models are taken from a signed repository. Needs `pip install 'amiss[update]'`."""
 
@@ -258,7 +262,7 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         kind, colon, rest = self.repository.partition(":")
-        if kind == "mqtt" and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", rest):
+        if kind == "mqtt" and not REPOSITORY_NAME.fullmatch(rest):
             raise ValueError(
                 f'`repository = "{self.repository}"`: after mqtt: comes a name of lower case letters, digits and dashes'
             )
@@ -301,14 +305,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
 
     Raises `NoInputError` when there is no such file and `ConfigError`, naming file, key and cure, when it is wrong.
     """
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise NoInputError(
-            f"{path}: no such configuration file; `amiss config show --example` prints one to start from"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    text = _text(path)
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -323,6 +320,40 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
         update = msgspec.structs.replace(config.update, root=str(path.parent / config.update.root))
         config = msgspec.structs.replace(config, update=update)
     return config
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise NoInputError(
+            f"{path}: no such configuration file; `amiss config show --example` prints one to start from"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def load_mqtt(path: Path | None, broker: str | None, environ: Mapping[str, str] = os.environ) -> MqttConfig:
+    """`[mqtt]` alone, for who publishes and is no device: of a file, or of HOST[:PORT], with what the environment says.
+
+    Raises `NoInputError` and `ConfigError` like `load`.
+    """
+    text = _text(path) if path else ""
+    where = str(path or "--broker")
+    try:
+        data = _substitute({"mqtt": tomllib.loads(text).get("mqtt", {})}, environ, where)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    _merge(data, {"mqtt": _from_environment(environ, Path(where)).get("mqtt", {})})
+    if broker:
+        host, _, port = broker.rpartition(":") if re.search(r":\d+$", broker) else (broker, "", "")
+        _merge(data, {"mqtt": {"host": host.strip("[]"), **({"port": int(port)} if port else {})}})
+    refuse_unknown_keys(data["mqtt"], MqttConfig, where, "mqtt.")
+    try:
+        return msgspec.convert(data["mqtt"], MqttConfig)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        raise ConfigError(f"{where}: mqtt{at.rstrip('`')}: {message[0].lower()}{message[1:]}") from None
 
 
 def parse(data: Any, where: str = "configuration") -> DeviceConfig:

@@ -16,6 +16,7 @@
     ├── AccessError             77   fix rights or credentials
     ├── CannotCreateError       73   choose another place to write to
     ├── StorageError            74   free space, replace the disk
+    ├── BusyError               75   wait until somebody else is done
     └── UndeliveredError        75   nothing is lost: start again when the broker is back
 
 Damaged bytes, lost samples and an absent broker are ordinary life: they are counted, not raised. Everything that is not
@@ -87,6 +88,10 @@ class CannotCreateError(AmissError):
 
 class StorageError(AmissError):
     exit_code = 74
+
+
+class BusyError(AmissError):
+    exit_code = 75
 
 
 class UndeliveredError(AmissError):

@@ -94,7 +94,8 @@ class MqttSink:
     """The session of `node`. Only `wake` may be called from another thread.
 
     `client_id` other than the node's own, as `connect_once` uses, makes a session that says nothing about the node: no
-    birth, no last will. Raises `ConfigError` when the TLS files cannot be used.
+    birth, no last will. With `retained`, `messages` has what the broker had retained too, and all of it. Raises `ConfigError`
+    when the TLS files cannot be used.
     """
 
     def __init__(
@@ -103,9 +104,11 @@ class MqttSink:
         node: str,
         *,
         client_id: str | None = None,
+        retained: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.config, self.node = config, node
+        self._retained = retained
         if config.tls:
             self._tls_context()  # a wrong path is found when built
         self.port = config.port or (8883 if config.tls else 1883)
@@ -214,12 +217,20 @@ class MqttSink:
         return self._maximum_bytes - len(topic) - _HEADER_BYTES if self._maximum_bytes else 1 << 28
 
     def publish(
-        self, token: Token, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int | None = None
+        self,
+        token: Token,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 1,
+        retain: bool = False,
+        expiry_s: int | None = None,
+        binary: bool = False,
     ) -> None:
         """Send one message; with QoS 1 a later `turn` returns its receipt. Needs `room`.
 
-        `expiry_s`: how long the broker keeps it for whom it cannot reach now (MQTT 5). Raises `SinkRejectedError` when it
-        can never be sent as it is. When the session is lost meanwhile, the next `turn` says so.
+        `expiry_s`: how long the broker keeps it for whom it cannot reach now (MQTT 5). `binary`: it is no text. Raises
+        `SinkRejectedError` when it can never be sent as it is. When the session is lost meanwhile, the next `turn` says so.
         """
         if self._client is None or not self.connected:
             return
@@ -228,7 +239,9 @@ class MqttSink:
         properties = None
         if self._version5:
             properties = _properties(PacketTypes.PUBLISH)
-            if payload:
+            if binary:
+                properties.ContentType = "application/octet-stream"
+            elif payload:
                 properties.PayloadFormatIndicator = 1
                 properties.ContentType = "application/json" if payload[:1] in b"{[" else "text/plain"
             if expiry_s is not None:
@@ -258,7 +271,8 @@ class MqttSink:
         return []
 
     def messages(self) -> list[Message]:
-        """What has arrived since the last call, in that order. Never what the broker had retained: a request is no value."""
+        """What has arrived since the last call, in that order. What the broker had retained only if asked for: a request is no
+        value."""
         messages, self._messages = self._messages, []
         return messages
 
@@ -374,7 +388,7 @@ class MqttSink:
             self._receipts.append(Receipt(sent[0], refusal))
 
     def _on_message(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
-        if message.retain:
+        if message.retain and not self._retained:
             return
         payload = bytes(message.payload)
         if message.qos:
@@ -382,7 +396,7 @@ class MqttSink:
             if message.dup and any(seen == taken for _, taken in self._taken):
                 return
             self._taken.append((self._clock(), seen))
-        self._messages.append(Message(message.topic, payload[: MAX_INCOMING_BYTES + 1]))
+        self._messages.append(Message(message.topic, payload if self._retained else payload[: MAX_INCOMING_BYTES + 1]))
 
     def _on_subscribe(
         self, client: paho.Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Properties | None

@@ -11,6 +11,8 @@
     amiss/<node>/request/<verb>          to the device     an object, of which `transaction` comes back with the answer
     amiss/<node>/response/<verb>         QoS 1             `Response`
     amiss/<node>/request/ack             to the device     `AckRequest`, with `mqtt.ack = "application"`
+    amiss-models/<repo>/metadata/<file>  retained, QoS 1   of a signed repository of models; to all devices, from who publishes
+    amiss-models/<repo>/targets/<file>   retained, QoS 1   its bundles up to 256 kB
 
 Payloads are JSON. A time is there twice: RFC 3339 in UTC for people, epoch nanoseconds (`…_ns`) for programs. A field that
 has nothing to say is left out; one that is always there has no default below.
@@ -57,6 +59,11 @@ def event(node: str, stream: str) -> str:
 def batch(event_topic: str) -> str:
     """Where several events of one stream go at once."""
     return f"{event_topic}s"
+
+
+def models(repository: str, folder: str, file: str) -> str:
+    """A file of a repository of models; `folder` is `metadata` or `targets`."""
+    return f"amiss-models/{repository}/{folder}/{file}"
 
 
 def requests(node: str) -> str:
