@@ -273,6 +273,7 @@ def _go_on(
             f"`amiss keys sign {draft.name} --keys DIR`{made}"
         )
     repository.put_root(root)
+    (folder / DRAFT).unlink(missing_ok=True)  # also one that was copied and signed elsewhere: its time is over
     change.lines.append(f"root {root.signed.version} is in force, until {root.signed.expires:%Y-%m-%d}")
     stale = [role for role in ROLES[1:] if not repository.good(role)]
     if stale:
