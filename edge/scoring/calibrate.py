@@ -28,6 +28,9 @@ class Calibrator:
     """
 
     def __init__(self, scores: Float32) -> None:
+        """Raises ValueError for scores that `fit` does not make."""
+        if scores.ndim != 1 or not len(scores) or (np.diff(scores) < 0).any():
+            raise ValueError(f"the calibration is of the shape {scores.shape}, or its scores do not ascend")
         self._scores = scores  # (n,) ascending
         top = scores[-max(2, round(TOP * len(scores))) :].astype(np.float64)
         self._highest, self._scale = float(top[-1]), max(float((top - top[0]).mean()), 1e-3)
