@@ -23,6 +23,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,8 +102,8 @@ class Stream:
         self._beat = beat
         self._outbox, self._delivery, self._clock, self._boot = outbox, delivery, clock, boot
         self._later, self._replayed, self._once, self._monotonic = later, replayed, once, monotonic
-        folder = config.state_path() / "streams" / name
-        self._memory_file = folder / f"memory-{bundle.digest[:16]}.npz"  # another encoder sees other things
+        folder = self._folder = config.state_path() / "streams" / name
+        self._memory_file = _memory_file(folder, bundle)
         self.heads = Heads(folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
         self.episodes = Episodes(folder / "episodes")
         self.pipeline = bundle.pipeline(alarm)
@@ -418,6 +419,28 @@ class Stream:
         """Have it done between two chunks, however long that takes. It may raise nothing that its caller could mend."""
         self._asked.put((action, Future()))
 
+    def replace(self, bundle: Bundle) -> None:
+        """Go on with another model, of the same channels at the same rate, from the next window on. None is missed, for it has
+        seen the newest samples by then. An episode that is on ends, with the reason `new model`. What was forgiven, and the
+        head that was fitted on site, are the old model's and come back with it. Raises `ConfigError` and changes nothing.
+        """
+        pipeline = bundle.pipeline(self._alarm_config)
+        heads = Heads(self._folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
+        self._end("new model")
+        for event in self.pipeline.drift.end(self._judged_ns) if self.pipeline.drift else []:
+            self._put(event)
+        pipeline.alarm.take_over(self.pipeline.alarm)
+        self._commissioning = None
+        self.bundle, self.pipeline, self.heads = bundle, pipeline, heads
+        self._memory_file = _memory_file(self._folder, bundle)
+        if (own := heads.load()) is not None:
+            self._adopt(own, self._alarm_config)
+        self._load_memory()
+        with self._lock:
+            recent = list(self._recent)
+        if recent:
+            self.pipeline.judge(_newest(recent, bundle.manifest.window - 1))  # one short of a window
+
     def stop(self) -> None:
         self._stopping.set()
 
@@ -620,6 +643,10 @@ class Stream:
                 draft.write_bytes(pack_arrays(self.pipeline.memory.arrays()))
         except CannotCreateError as error:
             raise RefusedError(f"{error}; it holds until the agent ends") from None
+
+
+def _memory_file(folder: Path, bundle: Bundle) -> Path:
+    return folder / f"memory-{bundle.digest[:16]}.npz"  # another encoder sees other things
 
 
 def _newest(parts: list[Samples], count: int) -> Samples:
