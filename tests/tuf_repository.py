@@ -10,6 +10,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -114,7 +115,8 @@ class Tuf:
         self.files["metadata/timestamp.json"] = self.signed(self.timestamp, *self.signers["timestamp"])
 
     def _serve(self, version: int, role: str, data: bytes) -> None:
-        self.files[f"metadata/{version}.{role}.json" if self.root.consistent_snapshot else f"metadata/{role}.json"] = data
+        name = f"{quote(role, safe='')}.json"
+        self.files[f"metadata/{version}.{name}" if self.root.consistent_snapshot else f"metadata/{name}"] = data
 
     def write(self, folder: Path) -> None:
         """What is served, as a folder."""

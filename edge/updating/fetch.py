@@ -56,7 +56,7 @@ MOST_CPU_S = 60
 MOST_REPLY_BYTES = 64 * 1024
 GAP_S = 20.0
 """Longest silence of a server. Shorter than the deadline, so that the reply can say which of the two it was."""
-MQTT_PATIENCE_S = 1.5
+MQTT_PATIENCE_S = 1.0
 """After the broker has confirmed a subscription: what it has retained follows at once or not at all."""
 MQTT_MOST_BYTES = 256 * 1024
 SIGNED_FIELD, DAYS_FIELD = "x-amiss-signed", "x-amiss-days"

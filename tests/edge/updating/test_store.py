@@ -1,0 +1,308 @@
+"""Which model a device runs, whatever has happened to its files. tests/soak/test_update_faults.py has the accidents."""
+
+import contextlib
+import hashlib
+import random
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge.errors import AmissError, BundleError, NoInputError, StorageError, UnfitError, UsageError
+from edge.updating.store import MOST_BAD, MOST_TRIES, RESERVE_BYTES, Model, Models
+
+FACTORY = b"the factory's"
+
+
+def content(number: int) -> bytes:
+    return b"model %d\n" % number * 1000
+
+
+def model(number: int) -> Model:
+    return Model(hashlib.sha256(content(number)).hexdigest(), number)
+
+
+@contextlib.contextmanager
+def opened(place: Path) -> Iterator[Models]:
+    place.mkdir(exist_ok=True)
+    if not (place / "factory.amiss").exists():
+        (place / "factory.amiss").write_bytes(FACTORY)
+    models = Models(place / "models", place / "factory.amiss", free_bytes=lambda folder: 1 << 40)
+    try:
+        yield models
+    finally:
+        models.close()
+
+
+def trial(models: Models, number: int) -> None:
+    models.put(content(number), model(number).digest)
+    models.stage(model(number))
+    models.switch()
+
+
+def install(models: Models, number: int) -> None:
+    trial(models, number)
+    models.commit()
+
+
+def test_a_models_way(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        assert models.serve().role == "factory"
+        models.put([content(1)[:10], content(1)[10:]], model(1).digest, len(content(1)))
+        models.stage(model(1))
+        assert (models.serve().role, models.pending, models.floor) == ("factory", model(1), 0)
+        assert models.switch().number == 1
+        assert (models.serve().role, models.trying, models.active) == ("trial", True, None)
+    with opened(tmp_path) as models:
+        assert models.start().role == "trial"
+        models.commit()
+        assert (models.active, models.previous, models.pending, models.floor) == (model(1), None, None, 1)
+        install(models, 2)
+        assert (models.active, models.previous, models.floor) == (model(2), model(1), 2)
+        install(models, 3)
+        assert sorted(path.stem for path in models.store.iterdir()) == sorted(model(n).digest for n in (2, 3))
+    with opened(tmp_path) as models:
+        models.roll_back("the owner wants the old one")
+        assert (models.serve().number, models.floor) == (2, 3)
+        models.roll_back("and the one before")
+        assert models.serve().role == "factory"
+        with pytest.raises(UsageError, match="none before it"):
+            models.roll_back("once more")
+
+
+def test_what_was_bad_once_or_is_old_is_not_tried_again(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        install(models, 5)
+        trial(models, 6)
+        models.roll_back("all-alarm")
+        assert models.serve().number == 5
+        for number, reason in ((6, "found bad here: all-alarm"), (5, "not newer than 5"), (4, "not newer")):
+            models.put(content(number), model(number).digest)
+            with pytest.raises(UnfitError, match=reason):
+                models.stage(model(number))
+        with pytest.raises(UnfitError, match="not in the store"):
+            models.stage(model(7))
+        with pytest.raises(UsageError, match="no model waits"):
+            models.switch()
+        with pytest.raises(UsageError, match="no model is on trial"):
+            models.commit()
+        trial(models, 7)
+        models.put(content(8), model(8).digest)
+        with pytest.raises(UnfitError, match="on trial"):
+            models.stage(model(8))
+
+
+def test_a_model_that_kills_the_agent_is_taken_back(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        install(models, 1)
+        trial(models, 2)
+    for _ in range(MOST_TRIES):
+        with opened(tmp_path) as models:
+            assert models.start().number == 2
+    with opened(tmp_path) as models:
+        assert models.start().number == 1
+        assert "in 3 starts" in models.bad[model(2).digest]
+
+
+def test_what_is_damaged_is_not_served(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        install(models, 1)
+        install(models, 2)
+        trial(models, 3)
+        models.path(model(3).digest).write_bytes(content(3)[:-1] + b"!")
+        assert (models.serve().number, models.bad) == (2, {}), "it may be fetched again"
+        models.path(model(2).digest).unlink()
+        assert (models.serve().number, models.lost) == (1, model(2).digest)
+        models.put(content(2), model(2).digest)
+        assert (models.serve().role, models.lost) == ("active", None)
+        for number in (1, 2):
+            models.path(model(number).digest).write_bytes(b"")
+        assert models.serve().role == "factory"
+        (tmp_path / "factory.amiss").unlink()
+        with pytest.raises(NoInputError, match="factory"):
+            models.serve()
+
+
+def test_a_factory_model_that_is_another_is_told(tmp_path: Path) -> None:
+    (tmp_path / "factory.amiss").write_bytes(b"another")
+    models = Models(tmp_path / "models", tmp_path / "factory.amiss", hashlib.sha256(FACTORY).hexdigest())
+    with pytest.raises(BundleError, match="not the file that it was"):
+        models.serve()
+    models.close()
+
+
+def test_only_what_was_signed_gets_in_and_only_where_there_is_room(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        for source in (b"other", [content(1), b"more"], tmp_path / "factory.amiss"):
+            with pytest.raises(BundleError):
+                models.put(source, model(1).digest, len(content(1)))
+        download = models.incoming / "x"
+        download.write_bytes(b"other")
+        with pytest.raises(BundleError):
+            models.put(download, model(1).digest)
+        assert not download.exists()
+        download.write_bytes(content(1))
+        assert models.put(download, model(1).digest).read_bytes() == content(1)
+        assert not download.exists()
+        models._free_bytes = lambda folder: RESERVE_BYTES + 100
+        with pytest.raises(StorageError, match="do not fit"):
+            models.put(content(2), model(2).digest)
+        assert [path.stem for path in models.store.iterdir()] == [model(1).digest]
+
+
+def test_what_was_bad_is_remembered_within_bounds(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        models._change(bad={f"{number:064x}": "long ago" for number in range(MOST_BAD)})
+        for number in range(MOST_BAD, MOST_BAD + 5):
+            models.mark_bad(f"{number:064x}", "x" * 1000)
+        assert len(models.bad) == MOST_BAD
+        assert f"{MOST_BAD + 4:064x}" in models.bad
+        assert max(map(len, models.bad.values())) == 500
+
+
+def test_two_agents_do_not_share_a_folder(tmp_path: Path) -> None:
+    with opened(tmp_path), pytest.raises(StorageError, match="another agent"), opened(tmp_path):
+        pass
+
+
+def test_threads_may_call(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        failed: list[AmissError] = []
+
+        def mark(number: int) -> None:
+            try:
+                models.mark_bad(f"{number:064x}", "by a thread")
+                models.serve()
+            except AmissError as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=mark, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (failed, len(models.bad)) == ([], 8)
+
+
+def test_time_never_goes_back_and_is_not_written_all_the_time(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        models.note_time(1e9)
+        before = (models.folder / "models.json").stat().st_ino
+        models.note_time(1e9 - 5e8)
+        models.note_time(1e9 + 60)
+        assert models.state.time_s == 1e9
+        assert (models.folder / "models.json").stat().st_ino == before
+        models.note_time(1e9 + 7200)
+    with opened(tmp_path) as models:
+        assert models.state.time_s == 1e9 + 7200
+
+
+def spoil(path: Path, chance: random.Random) -> None:
+    match chance.randrange(5):
+        case 0:
+            path.unlink(missing_ok=True)
+        case 1:
+            path.write_bytes(bytes(path.stat().st_size))
+        case 2:
+            path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+        case 3:
+            data = bytearray(path.read_bytes())
+            for _ in range(20):
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            path.write_bytes(data)
+        case 4:
+            path.write_bytes(chance.randbytes(5000))
+
+
+@pytest.mark.parametrize("seeds", [40, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("which", ["models.db", "models.json"])
+def test_either_record_may_be_lost_and_the_floor_never_falls(tmp_path: Path, which: str, seeds: int) -> None:
+    with opened(tmp_path / "before") as models:
+        install(models, 3)
+        install(models, 4)
+        trial(models, 5)
+        models.roll_back("bad")
+    for seed in range(seeds):
+        place = Path(shutil.copytree(tmp_path / "before", tmp_path / "now"))
+        spoil(place / "models" / which, random.Random(seed))
+        for _ in range(2):
+            with opened(place) as models:
+                assert (models.serve().number, models.floor, set(models.bad)) == (4, 4, {model(5).digest}), seed
+        shutil.rmtree(place)
+
+
+def test_a_database_that_others_have_written_is_moved_aside(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        install(models, 1)
+    with sqlite3.connect(tmp_path / "models/models.db") as connection:
+        connection.execute("DROP TABLE state")
+    connection.close()
+    with opened(tmp_path) as models:
+        assert (models.moved_aside, models.serve().number, models.floor) == (1, 1, 1)
+    assert (tmp_path / "models/models.db.damaged").exists()
+    with sqlite3.connect(tmp_path / "models/models.db") as connection:
+        connection.execute("PRAGMA user_version = 7")
+    connection.close()
+    with pytest.raises(StorageError, match="newer amiss"), opened(tmp_path):
+        pass
+
+
+def test_a_database_from_before_the_last_commit_does_not_bring_back_the_old_model(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        install(models, 1)
+    shutil.copy(tmp_path / "models/models.db", tmp_path / "old.db")
+    with opened(tmp_path) as models:
+        install(models, 2)
+    shutil.copy(tmp_path / "old.db", tmp_path / "models/models.db")
+    with opened(tmp_path) as models:
+        assert (models.serve().number, models.floor, models.moved_aside) == (2, 2, 0)
+
+
+def test_with_both_records_gone_the_factorys_model_serves(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        install(models, 1)
+    for name in ("models.db", "models.json"):
+        (tmp_path / "models" / name).write_bytes(b"\0" * 4096)
+    with opened(tmp_path) as models:
+        assert (models.serve().role, models.moved_aside) == ("factory", 1)
+
+
+STEPS = st.lists(st.sampled_from(["put", "stage", "switch", "commit", "roll_back", "start", "reopen", "serve"]), max_size=30)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(STEPS)
+def test_in_whatever_order_it_is_called(tmp_path: Path, steps: list[str]) -> None:
+    """What is asked for at the wrong time is refused; what is served is whole; the floor only rises; files stay few."""
+    place, number, floor = tmp_path / "any", 1, 0
+    shutil.rmtree(place, ignore_errors=True)
+    stack = contextlib.ExitStack()
+    models = stack.enter_context(opened(place))
+    for step in steps:
+        with contextlib.suppress(UsageError, UnfitError):
+            match step:
+                case "put":
+                    models.put(content(number), model(number).digest)
+                case "stage":
+                    models.stage(model(number))
+                    number += 1
+                case "reopen":
+                    stack.close()
+                    stack = contextlib.ExitStack()
+                    models = stack.enter_context(opened(place))
+                case "roll_back":
+                    models.roll_back("why not")
+                case _:
+                    getattr(models, step)()
+        serving = models.serve()
+        assert serving.path.read_bytes() == (content(serving.number) if serving.number else FACTORY)
+        assert serving.digest not in models.bad
+        assert models.floor >= floor
+        floor = models.floor
+        assert sum(1 for _ in models.store.iterdir()) <= 4
+    stack.close()
