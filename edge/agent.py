@@ -129,9 +129,15 @@ class Agent:
             max_bytes=config.outbox_max_bytes,
             bytes_per_day=config.disk_budget_bytes_per_day,
             ack=config.mqtt.ack,
+            clock=self._clock.now_ns,
         )
         self.delivery = Delivery(
-            MqttSink(config.mqtt, config.node), self.outbox, token=config.requests.token, known=self._clock.known
+            MqttSink(config.mqtt, config.node),
+            self.outbox,
+            token=config.requests.token,
+            clock=monotonic,
+            wall=self._clock.now_ns,
+            known=self._clock.known,
         )
         self.streams = {
             name: Stream(

@@ -68,13 +68,21 @@ def normal(n: int, seed: int = 0) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(2, n)).astype(np.float32)
 
 
-def members(length: int = 16, scorer: str = "mahalanobis", windows: int = 2400) -> tuple[Manifest, dict[str, bytes]]:
+def members(
+    length: int = 16, scorer: str = "mahalanobis", windows: int = 2400, *, rate_hz: float = 100.0, hop: int | None = None
+) -> tuple[Manifest, dict[str, bytes]]:
     x = normal(windows * length).reshape(2, windows, length).transpose(1, 0, 2).copy()
-    return members_for(x, CHANNELS, 100.0, scorer)
+    return members_for(x, CHANNELS, rate_hz, scorer, hop=hop)
 
 
 def members_for(
-    x: npt.NDArray[np.float32], channels: tuple[str, ...], rate_hz: float, scorer: str, *, centred: bool = False
+    x: npt.NDArray[np.float32],
+    channels: tuple[str, ...],
+    rate_hz: float,
+    scorer: str,
+    *,
+    hop: int | None = None,
+    centred: bool = False,
 ) -> tuple[Manifest, dict[str, bytes]]:
     """Of normal windows (n, C, N), that lie side by side."""
     windows, count, length = x.shape
@@ -96,7 +104,7 @@ def members_for(
         channels=tuple(ChannelSpec(name) for name in channels),
         rate_hz=rate_hz,
         window=length,
-        hop=length // 4,
+        hop=hop or length // 4,
         missing=MissingPolicy(),
         scorer=scorer,
         calibration_windows=calibrator.windows,

@@ -1,0 +1,248 @@
+"""A month with faults on every hand, in minutes: the real agent and a real broker, with a sensor and clocks that are made up.
+
+What happens to sensor, machine and clock is in `month.py`. Here is what people and brokers do meanwhile, and what must hold
+afterwards. It is seen from outside, by /proc and by a subscriber: what can be counted is not taken from the agent's own books.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Self
+
+import month
+import numpy as np
+import pytest
+from delivering import NODE, send, somebody
+from month import DRIFT, HOUR_S, JUMPS_H, SHIFTS, what
+from mosquitto import Listener, Mosquitto, until
+from small_bundle import members
+
+from edge.bundle import write_bundle
+from edge.delivery.outbox import Counts, Outbox
+
+EVENT, BUDGET = f"amiss/{NODE}/pump/event", 4 * 1024 * 1024
+REPOSITORY = Path(__file__).parents[2]
+OUTAGES = {day * 24 + hour: length for day, hour, length in ((1, 2, 3), (6, 2, 1), (12, 0, 72), (22, 10, 6))}
+"""At the end of which hour the broker goes, and for how many hours."""
+BLINKS = (4 * 24 + 9, 9 * 24 + 13, 17 * 24 + 9)
+"""Hours within which it is away for a moment."""
+LIVES = {10 * 24: signal.SIGKILL, 20 * 24: signal.SIGTERM} | dict.fromkeys((25 * 24 + h for h in (10, 11, 12, 14)), signal.SIGKILL)
+"""How the agent ends in which hour; killed it is in the middle of it, and that hour is lived anew."""
+MAINTAINED = (2 * 24 + 9, 10 * 24 + 9, 23 * 24 + 9)
+FORGIVEN, UNDONE = 3 * 24 + 18, 5 * 24 + 2
+COMMISSIONED = 17 * 24 + 2
+MOST_A_DAY = {"memory": 400_000.0, "open files": 0.0, "threads": 0.0, "files": 0.5}
+"""Growth that is none."""
+NONSENSE: tuple[tuple[str, bytes], ...] = (
+    ("ping", b"{"),
+    ("ping", b"\xff\xfe"),
+    ("ping", b"[" * 5000),
+    ("ping", b'"' + b"x" * 40_000 + b'"'),
+    ("maintenance", b'{"minutes": -1}'),
+    ("maintenance", b'{"minutes": 1e99}'),
+    ("feedback", b'{"id": "nobody", "verdict": "false_alarm"}'),
+    ("feedback", b'{"stream": "pump", "verdict": "perhaps"}'),
+    ("commission", b'{"stream": "cellar", "minutes": 5}'),
+    ("config", b'{"set": {"alarm.p_value": 1e-300}}'),
+    ("config", b'{"set": {"mqtt.host": "elsewhere"}}'),
+    ("snapshot", b'{"stream": "pump", "seconds": 3600}'),
+    ("format", b'{"disk": "all"}'),
+)
+
+
+class Month:
+    """An agent's life, hour by hour, and who is around it."""
+
+    def __init__(self, folder: Path, leak: str = "") -> None:
+        self._folder, self._leak = folder, leak
+        self.rows: list[dict[str, Any]] = []
+        """What the agent says, and what the system says of it, at the end of each hour."""
+        self.life = 0
+        self.heard: dict[str, dict[str, Any]] = {}
+        """Events by record."""
+        self._read = 0
+        self.broker = Mosquitto(folder / "broker")
+
+    def __enter__(self) -> Self:
+        self.broker.start()
+        self._events = Listener(self.broker.port, EVENT, name="application")
+        self._answers = Listener(self.broker.port, f"amiss/{NODE}/response/+")
+        write_bundle(self._folder / "small.amiss", *members(16, rate_hz=month.RATE_HZ, hop=8))
+        (self._folder / "device.toml").write_text(
+            f"""\
+node = "{NODE}"
+bundle = "{self._folder}/small.amiss"
+state_dir = "{self._folder}/state"
+outbox_max_bytes = 65536
+disk_budget_bytes_per_day = {BUDGET}
+[mqtt]
+host = "127.0.0.1"
+port = {self.broker.port}
+[streams.pump]
+port = "/dev/null"
+""",
+            "utf-8",
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end(signal.SIGKILL)
+        self._answers.close()
+        self._events.close()
+        self.broker.kill()
+
+    def live(self, hours: int, lives: Mapping[int, int] = LIVES) -> None:
+        chance, back = random.Random(3), -1
+        self._start(0)
+        for hour in range(1, hours + 1):
+            row = self._hour()
+            assert row["hour"] == hour
+            assert row["accepted"] == row["delivered"] + row["waiting"] + row["parked"] + row["dropped"]
+            if hour == back:
+                self._back()
+            if row["connected"]:
+                self._people(hour, chance)
+            if hour in OUTAGES or hour in BLINKS:
+                self.told()
+                self.broker.stop()
+                back = hour + OUTAGES.get(hour, 0)
+            if hour in lives and lives[hour] == signal.SIGTERM:
+                self._end(signal.SIGTERM)
+                self._start(hour)
+            elif hour in lives:
+                self._go_on()
+                time.sleep(chance.uniform(0.02, 0.2))
+                self._end(signal.SIGKILL)
+                self._start(hour)
+            elif hour < hours:
+                self._go_on()
+            if hour in BLINKS:
+                time.sleep(0.05)
+                self._back()
+
+    def _back(self) -> None:
+        sessions = self._events.sessions, self._answers.sessions
+        self.broker.start()
+        until(lambda: self._events.sessions > sessions[0] and self._answers.sessions > sessions[1], 20)
+
+    def _people(self, hour: int, chance: random.Random) -> None:
+        self.ask(*chance.choice(NONSENSE), "error")
+        if hour in MAINTAINED:
+            self.ask("maintenance", b'{"minutes": 50}', "ok")
+        if hour == FORGIVEN:
+            self._forgiven = self.ask("feedback", b'{"stream": "pump", "verdict": "false_alarm"}', "ok")["data"]["id"]
+        if hour == UNDONE:
+            self.ask("feedback", json.dumps({"id": self._forgiven, "verdict": "undo"}).encode(), "ok")
+        if hour == COMMISSIONED:
+            self.ask("commission", b'{"stream": "pump", "minutes": 120}', "ok")
+
+    def ask(self, verb: str, body: bytes, wanted: str) -> dict[str, Any]:
+        topic = f"amiss/{NODE}/response/{'error' if verb == 'format' else verb}"
+        before = len(self._answers.payloads(topic))
+        with somebody(self.broker) as person:
+            send(person, f"amiss/{NODE}/request/{verb}", body)
+            until(lambda: len(self._answers.payloads(topic)) > before, 20)
+        answer: dict[str, Any] = json.loads(self._answers.payloads(topic)[before])
+        assert answer["status"] == wanted, answer
+        return answer
+
+    # The process.
+
+    def _start(self, hour: int) -> None:
+        self.life += 1
+        path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+        with (self._folder / "log").open("ab") as log:
+            self._agent = subprocess.Popen(
+                [sys.executable, month.__file__, str(self._folder / "device.toml"), str(hour), self._leak],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+
+    def _hour(self) -> dict[str, Any]:
+        assert self._agent.stdout is not None
+        line = self._agent.stdout.readline()
+        assert line, (self._folder / "log").read_text()[-3000:]
+        process = Path(f"/proc/{self._agent.pid}")
+        state = [file for file in (self._folder / "state").rglob("*") if file.is_file()]
+        seen = {
+            "life": self.life,
+            "memory": int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
+            "open files": len(list((process / "fd").iterdir())),
+            "threads": len(list((process / "task").iterdir())),
+            "files": len(state),
+            "bytes": sum(file.stat().st_size for file in state),
+        }
+        self.rows.append(json.loads(line) | seen)
+        return self.rows[-1]
+
+    def _go_on(self) -> None:
+        assert self._agent.stdin is not None
+        self._agent.stdin.write("\n")
+        self._agent.stdin.flush()
+
+    def _end(self, how: int) -> None:
+        self._agent.send_signal(how)
+        assert self._agent.stdin is not None
+        assert self._agent.stdout is not None
+        try:
+            self._agent.wait(40)
+        finally:
+            self._agent.stdin.close()
+            self._agent.stdout.close()
+
+    def close(self) -> Counts:
+        """What the outbox says when all is over."""
+        self._end(signal.SIGTERM)
+        with closing(Outbox(self._folder / "state/outbox.db", device=NODE, boot="end")) as outbox:
+            return outbox.counts
+
+    # What was heard.
+
+    def listen(self) -> dict[str, dict[str, Any]]:
+        payloads = self._events.payloads(EVENT)
+        for event in map(json.loads, payloads[self._read :]):
+            self.heard[event["record"]] = event
+        self._read = len(payloads)
+        return self.heard
+
+    def told(self) -> None:
+        """Time stands still until everything has arrived."""
+        row = self.rows[-1]
+        until(lambda: len(self.listen()) >= row["accepted"] - row["dropped"] - row["parked"], 60)
+
+    def dropped(self) -> int:
+        """As they were told."""
+        return sum(event.get("count", 0) for event in self.listen().values() if event["type"] == "gap")
+
+    def events(self, kind: str, begin_h: float = 0, end_h: float = 1e9) -> list[dict[str, Any]]:
+        """In the order of the stream's time, which is hours since the month began."""
+        found = [
+            event | {"hour": event["stream_ns"] / 1e9 / HOUR_S}
+            for event in self.listen().values()
+            if event["type"] == kind and "stream_ns" in event
+        ]
+        return sorted((one for one in found if begin_h <= one["hour"] < end_h), key=lambda event: event["hour"])
+
+
+def slope(rows: list[dict[str, Any]], name: str, settled_h: int) -> float:
+    """Growth a day within the longest life, once it has settled: Theil and Sen's, which single hours do not move."""
+    longest = Counter(row["life"] for row in rows).most_common(1)[0][0]
+    kept = [row for row in rows if row["life"] == longest][settled_h:]
+    t, y = (np.array([row[key] for row in kept], float) for key in ("hour", name))
+    i, j = np.triu_indices(len(t), 1)
+    return float(np.median((y[j] - y[i]) / (t[j] - t[i]))) * 24
+
+
+def growth(found: Month, settled_h: int) -> dict[str, float]:
+    return {name: slope(found.rows, name, settled_h) for name in MOST_A_DAY}
