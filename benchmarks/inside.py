@@ -63,7 +63,7 @@ class Interleaved:
 
     def samples(self) -> Iterator[Samples]:
         """The agent's thread runs this; while it is suspended in a `yield`, the agent works on the chunk."""
-        stream, per_chunk = self._agent.streams[0], self.frames_per_chunk
+        stream, per_chunk = self._agent.streams["machine"], self.frames_per_chunk
         warm = 40
         lumps = wire.frames(self._shape, models.signal(self._shape, warm * per_chunk * self._shape.frame, seed=4))
         warm_s, position = time.process_time(), 0
@@ -133,7 +133,7 @@ class Interleaved:
 def throughput(config: Path, shape: Shape) -> dict[str, Any]:
     agent = Agent(configs.load(config))
     source = Interleaved(agent, shape)
-    agent.streams[0].source = source
+    agent.streams["machine"].source = source
     agent.run()
     return source.result
 
@@ -148,7 +148,7 @@ def latency(config: Path, shape: Shape) -> dict[str, Any]:
         read_ns = time.monotonic_ns()
         return read_ns
 
-    agent.streams[0].source = SerialSource(
+    agent.streams["machine"].source = SerialSource(
         agent.config.streams["machine"],
         agent.bundle.channels,
         shape.rate_hz,
@@ -158,14 +158,14 @@ def latency(config: Path, shape: Shape) -> dict[str, Any]:
     put = agent.outbox.put
     noted: list[tuple[bytes, int, int]] = []
 
-    def timed(kind: Kind, topic: str, payload: Callable[[str], bytes] | bytes) -> str:
+    def timed(kind: Kind, topic: str, payload: Callable[[str], bytes] | bytes, *, durable: bool = True) -> str:
         built = []
 
         def build(record: str) -> bytes:
             built.append(payload if isinstance(payload, bytes) else payload(record))
             return built[0]
 
-        record = put(kind, topic, build)
+        record = put(kind, topic, build, durable=durable)
         noted.append((built[0], read_ns, time.monotonic_ns()))
         return record
 
