@@ -199,7 +199,7 @@ class Pipeline:
             events += self.drift.update(end_ns, part.outputs, part.alone, ~(unrest | now | part.forgiven))
             active.append(now)
             at += len(now)
-        return events, np.concatenate(active)
+        return events, active[0] if len(active) == 1 else np.concatenate(active)
 
     def _alerts(self, thought: "_Thought") -> tuple[list[Event], Bool]:
         windows = thought.windows

@@ -113,6 +113,9 @@ class Stream:
         self._lock = threading.Lock()  # guards what others look at: `_recent`, `_points`, `_state`
         self._recent: deque[Samples] = deque()
         self._recent_count = 0
+        manifest = bundle.manifest
+        most = min(int(RECENT_S * manifest.rate_hz), RECENT_VALUES // len(manifest.channels))
+        self._most_recent = max(48 * manifest.window, most)
         self._points: deque[tuple[int, float, float, bool]] = deque(maxlen=POINTS)
         self._state: StatePayload | None = None
         self._state_sent_s = -1e9
@@ -382,22 +385,27 @@ class Stream:
         )
 
     def _remember(self, samples: Samples) -> None:
-        rate_hz = self.bundle.manifest.rate_hz
-        most = max(48 * self.bundle.manifest.window, min(int(RECENT_S * rate_hz), RECENT_VALUES // len(samples.x)))
         with self._lock:
             self._recent.append(samples)
             self._recent_count += len(samples)
-            while self._recent_count - len(self._recent[0]) >= most:
+            while self._recent_count - len(self._recent[0]) >= self._most_recent:
                 self._recent_count -= len(self._recent.popleft())
 
     def _draw(self, verdicts: Verdicts) -> None:
         """The strangest of each second."""
-        bins = verdicts.end_ns // POINT_NS
-        edges = [0, *(np.flatnonzero(np.diff(bins)) + 1).tolist(), len(bins)]
+        end_ns, last = verdicts.end_ns, len(verdicts) - 1
+        edges = [0, last + 1]
+        if end_ns[0] // POINT_NS != end_ns[last] // POINT_NS:  # else one second, as nearly always, and nothing to look for
+            edges[1:1] = (np.flatnonzero(np.diff(end_ns // POINT_NS)) + 1).tolist()
         with self._lock:
             for start, stop in pairwise(edges):
-                at_ns, score = int(verdicts.end_ns[stop - 1]), float(verdicts.score[start:stop].max())
-                p_value, anomaly = float(verdicts.p_value[start:stop].min()), bool(verdicts.alarm[start:stop].any())
+                at_ns = int(end_ns[stop - 1])
+                if stop - start == 1:
+                    score, p_value = float(verdicts.score[start]), float(verdicts.p_value[start])
+                    anomaly = bool(verdicts.alarm[start])
+                else:
+                    score, p_value = float(verdicts.score[start:stop].max()), float(verdicts.p_value[start:stop].min())
+                    anomaly = bool(verdicts.alarm[start:stop].any())
                 if self._points and self._points[-1][0] // POINT_NS == at_ns // POINT_NS:
                     _, before, rarest, earlier = self._points.pop()
                     score, p_value, anomaly = max(score, before), min(p_value, rarest), anomaly or earlier

@@ -161,7 +161,9 @@ class Rows:
         anew = np.zeros(len(end_ns), bool)
         if not len(end_ns):
             return anew
-        steps = np.diff(end_ns, prepend=end_ns[0] - self._hop_ns if self._last_ns is None else self._last_ns)
+        steps = np.empty_like(end_ns)  # np.diff with `prepend` takes five times as long
+        steps[0] = self._hop_ns if self._last_ns is None else end_ns[0] - self._last_ns
+        np.subtract(end_ns[1:], end_ns[:-1], out=steps[1:])
         at = 0
         for i in np.flatnonzero((steps <= 0) | (steps >= 1.5 * self._hop_ns)).tolist():
             self._length += i - at

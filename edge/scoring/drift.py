@@ -94,13 +94,18 @@ class Drift:
 
         `score` (B,) as the scorer gives it, unsmoothed.
         """
-        index = np.flatnonzero(ordinary)
-        if not len(index):
+        count = int(np.count_nonzero(ordinary))
+        if not count:
             return []
+        skipped = -self._count % self._every
+        if skipped >= count and self._count and self._count + count < self._block:  # as nearly always where windows overlap
+            self._count += count
+            return []
+        index = np.flatnonzero(ordinary)
         if not self._count:
             self._first_ns = int(end_ns[index[0]])
-        chosen = index[(-self._count) % self._every :: self._every]
-        self._count += len(index)
+        chosen = index[skipped :: self._every]
+        self._count += count
         if len(chosen):
             some = outputs if len(chosen) == len(end_ns) else outputs.part(chosen)
             given = score if len(chosen) == len(end_ns) else score[chosen]
