@@ -59,7 +59,9 @@ def main() -> None:
             print(line(results[-1]), flush=True)
     (args.out / "reliability.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
     worst = max(result["cost"] for result in results)
-    print(f"{'yes' if worst <= GOAL else 'NO '}  reliability costs at most {GOAL:.0%} of throughput: {worst:.1%}", file=sys.stderr)
+    print(
+        f"{'yes' if worst <= GOAL else 'NO '}  reliability costs at most {GOAL:.0%} of throughput: {worst:.1%}", file=sys.stderr
+    )
 
 
 def measure(case: Case, folder: Path, temporary: Path, rounds: int) -> Json:

@@ -13,6 +13,7 @@ or a broker that is away is ordinary and only waited for; any other error ends t
 it again. The main thread answers requests one at a time, publishes health and looks after the others.
 """
 
+import contextlib
 import logging
 import os
 import queue
@@ -109,6 +110,7 @@ class Agent:
         self._load = system.Load(monotonic)
         self._cpu: float | None = None
         self._started_s = monotonic()
+        self._pauses_s: dict[str, float] = {}  # by stream: when its maintenance is over, on the monotonic clock
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # reentrant, so a signal may put
         self._place = config.state_path()
         self._home_memory = self._place / "homeassistant.json"
@@ -216,6 +218,7 @@ class Agent:
                 self._work(0.2 if self._once else 1.0)
                 self.delivery.check()
                 self._notify()
+                self._forget_maintenance()
                 self._greet_home_assistant()
                 if self._monotonic() >= health_due_s:
                     self._cpu = self._load.cpu()
@@ -302,10 +305,20 @@ class Agent:
             pause = self.settings.maintenance.get(name)
             if pause is not None and pause.until_ns > now_ns:
                 # A clock that is behind must not make a long silence of a short one.
-                stream.maintain(min((pause.until_ns - now_ns) / 1e9, pause.seconds))
+                left_s = min((pause.until_ns - now_ns) / 1e9, pause.seconds)
+                self._pauses_s[name] = self._monotonic() + left_s
+                stream.maintain(left_s)
             if (learning := self.settings.commission.get(name)) is not None:
                 log.info("%s: commissioning was interrupted; it begins anew", name)
                 stream.commission(learning.minutes, trusted=learning.trusted, done=partial(self._commissioned, name, None))
+
+    def _forget_maintenance(self) -> None:
+        """What is over must not begin anew with a start whose clock is behind."""
+        now_s = self._monotonic()
+        lasting = {name: pause for name, pause in self.settings.maintenance.items() if self._pauses_s.get(name, 0.0) > now_s}
+        if len(lasting) != len(self.settings.maintenance):
+            with contextlib.suppress(CannotCreateError):  # the disk is full: a second later, then
+                self._keep(msgspec.structs.replace(self.settings, maintenance=lasting))
 
     def later(self, job: Callable[[], None]) -> None:
         """Have it done by the main thread; safe from a signal handler."""
@@ -400,6 +413,7 @@ class Agent:
         pauses = {name: pause for name, pause in self.settings.maintenance.items() if self.streams.get(name) not in streams}
         if seconds is not None:
             pauses |= {stream.name: Pause(until_ns=until_ns, seconds=seconds) for stream in streams}
+            self._pauses_s |= {stream.name: self._monotonic() + seconds for stream in streams}
         self._keep(msgspec.structs.replace(self.settings, maintenance=pauses))
         for stream in streams:
             stream.post(partial(stream.maintain, seconds))

@@ -86,6 +86,7 @@ class Pipeline:
         self.alarm = Alarm(policy, channels, self._hop_ns, model)
         self._gap_episode = 0
         self._fault_episodes: dict[tuple[str, int | None], int] = {}
+        self._blamed = set[tuple[str, int | None]]()  # faults of the sensor that were told, last, and touch values
         self._settle_s, self._faults = settle_s, faults
         self.tap: Callable[[Windows, Outputs], None] | None = None
         """Gets every window and what the model says of it; for commissioning."""
@@ -190,13 +191,16 @@ class Pipeline:
         at = 0
         while at < len(thought.windows):
             part = thought.part(slice(at, at + min(self.drift.room, self.settling.room)))
-            alerts, now = self._alerts(part)
             end_ns = part.windows.end_ns
+            muted = self.alarm.muted(end_ns)
+            alerts, now = self._alerts(part)
             events += alerts
             uneasy = now | (part.p_value <= self.policy.p_value)
             asked, unrest = self.settling.update(end_ns, part.outputs, part.alone, uneasy, alerts)
             events += asked
-            events += self.drift.update(end_ns, part.outputs, part.alone, ~(unrest | now | part.forgiven))
+            if not self._blamed:  # what a faulty sensor says is no slow change, nor what is done to a machine in maintenance
+                usual = ~(unrest | now | part.forgiven)
+                events += self.drift.update(end_ns, part.outputs, part.alone, usual if muted is None else usual & ~muted)
             active.append(now)
             at += len(now)
         return events, active[0] if len(active) == 1 else np.concatenate(active)
@@ -234,6 +238,10 @@ class Pipeline:
         key = fault.kind, fault.channel
         if fault.until_ns is None:
             self._fault_episodes[key] = self.alarm.new_episode()
+            if fault.kind != "clock":
+                self._blamed.add(key)
+        else:
+            self._blamed.discard(key)
         names = self.channels if fault.channel is None else (self.channels[fault.channel],)
         return Event(
             type="sensor_fault",

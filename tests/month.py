@@ -32,7 +32,17 @@ EPOCH_NS = 1_772_323_200_000_000_000
 """2026-03-01, when it begins."""
 UNSYNCED_S, WRONG_S = 600, 200 * 24 * HOUR_S
 """So long after each start nobody has set the clock, and so much it is behind."""
-PLAN = {1: "unplugged", 3: "silent", 5: "stuck", 7: "spikes", 9: "machine", 11: "absent", 13: "loose", 15: "range", 17: "machine"}
+PLAN = {
+    1: "unplugged",
+    3: "silent",
+    5: "stuck",
+    7: "spikes",
+    9: "machine",
+    11: "absent",
+    13: "loose",
+    15: "range",
+    17: "machine",
+}
 """What happens at twenty past, by hour of the day. Every other hour is calm."""
 JUMPS_H = {4: 3, 8: -2, 12: -9, 20: 5}
 """By so much the wall clock is off for half of a calm hour."""
@@ -193,7 +203,9 @@ class Flushing:
         self._agent = agent
 
     def flushed(self) -> None:
-        self._agent.outbox.flush()
+        outbox = self._agent.outbox
+        if outbox.written_bytes_today < (outbox.bytes_per_day or 0):  # beyond it losses wait for a quarter of an hour
+            outbox.flush()
 
 
 def main(path: Path, hour: int, leak: str = "") -> None:

@@ -261,6 +261,15 @@ class Alarm:
         self._strange = self._ordinary = 0
         return self.end(self._rows.last_ns, reason)
 
+    def muted(self, end_ns: Int64) -> Bool | None:
+        """(B,) of the windows that come next, those that nothing starts in; `None`: not one."""
+        if self._mute_left_ns is not None and len(end_ns):
+            self._muted_until_ns, self._mute_left_ns = int(end_ns[0]) + self._mute_left_ns, None
+        if self._muted_until_ns is None:
+            return None
+        until: Bool = end_ns < self._muted_until_ns
+        return until
+
     def end(self, time_ns: int, reason: str) -> Event | None:
         """End the episode that is active, for a reason that no window gives; `None` when there is none.
 
@@ -276,8 +285,7 @@ class Alarm:
         """
         active = np.full(len(end_ns), self._active)
         anew = self._rows.feed(end_ns, self.policy)
-        if self._mute_left_ns is not None and len(end_ns):
-            self._muted_until_ns, self._mute_left_ns = int(end_ns[0]) + self._mute_left_ns, None
+        self.muted(end_ns)  # where the clock was set back, this says until when
         if not self._active and not self._strange and (p_value > self.policy.p_value).all():
             if len(end_ns):
                 self._unmute(int(end_ns[-1]))

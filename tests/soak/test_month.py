@@ -34,7 +34,9 @@ OUTAGES = {day * 24 + hour: length for day, hour, length in ((1, 2, 3), (6, 2, 1
 """At the end of which hour the broker goes, and for how many hours."""
 BLINKS = (4 * 24 + 9, 9 * 24 + 13, 17 * 24 + 9)
 """Hours within which it is away for a moment."""
-LIVES = {10 * 24: signal.SIGKILL, 20 * 24: signal.SIGTERM} | dict.fromkeys((25 * 24 + h for h in (10, 11, 12, 14)), signal.SIGKILL)
+LIVES = {10 * 24: signal.SIGKILL, 20 * 24: signal.SIGTERM} | dict.fromkeys(
+    (25 * 24 + h for h in (10, 11, 12, 14)), signal.SIGKILL
+)
 """How the agent ends in which hour; killed it is in the middle of it, and that hour is lived anew."""
 MAINTAINED = (2 * 24 + 9, 10 * 24 + 9, 23 * 24 + 9)
 FORGIVEN, UNDONE = 3 * 24 + 18, 5 * 24 + 2
