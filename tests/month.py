@@ -186,11 +186,11 @@ def leaking(kind: str) -> Any:
         match kind:
             case "memory":
                 kept.append(os.urandom(200_000))
-            case "files":
+            case "open files":
                 kept.append(open(os.devnull, "rb"))  # noqa: SIM115
             case "threads":
                 threading.Thread(target=time.sleep, args=(1e6,), daemon=True).start()
-            case "disk":
+            case "files":
                 (state / f"left-{hour}").write_bytes(b"x")
 
     return leak

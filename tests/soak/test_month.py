@@ -26,6 +26,7 @@ from mosquitto import Listener, Mosquitto, until
 from small_bundle import members
 
 from edge.bundle import write_bundle
+from edge.delivery.mqtt import MAX_UNACKNOWLEDGED
 from edge.delivery.outbox import Counts, Outbox
 
 EVENT, BUDGET = f"amiss/{NODE}/pump/event", 4 * 1024 * 1024
@@ -34,9 +35,8 @@ OUTAGES = {day * 24 + hour: length for day, hour, length in ((1, 2, 3), (6, 2, 1
 """At the end of which hour the broker goes, and for how many hours."""
 BLINKS = (4 * 24 + 9, 9 * 24 + 13, 17 * 24 + 9)
 """Hours within which it is away for a moment."""
-LIVES = {10 * 24: signal.SIGKILL, 20 * 24: signal.SIGTERM} | dict.fromkeys(
-    (25 * 24 + h for h in (10, 11, 12, 14)), signal.SIGKILL
-)
+KILLED = (10 * 24, 25 * 24 + 10, 25 * 24 + 11, 25 * 24 + 12, 25 * 24 + 14)
+LIVES = dict.fromkeys(KILLED, signal.SIGKILL) | {20 * 24: signal.SIGTERM}
 """How the agent ends in which hour; killed it is in the middle of it, and that hour is lived anew."""
 MAINTAINED = (2 * 24 + 9, 10 * 24 + 9, 23 * 24 + 9)
 FORGIVEN, UNDONE = 3 * 24 + 18, 5 * 24 + 2
@@ -236,6 +236,22 @@ port = "/dev/null"
         ]
         return sorted((one for one in found if begin_h <= one["hour"] < end_h), key=lambda event: event["hour"])
 
+    def row(self, hour: int) -> dict[str, Any]:
+        return self.rows[hour - 1] if hour else {"dropped": 0}
+
+    def spared(self, hour: int) -> bool:
+        """The agent was killed in it, or has just started: much may be told twice, or not yet."""
+        return hour in KILLED
+
+    kept_still = frozenset(MAINTAINED) | frozenset(range(FORGIVEN, UNDONE))
+    """Hours of which a person has said that nothing is to be raised in them."""
+
+    def unquiet(self, hour: int) -> bool:
+        """Something else than the clock is on: a level that begins or ends to be another one, or creeps."""
+        day = hour / 24
+        edges = [edge + 0.5 for shift in SHIFTS for edge in shift]
+        return hour in KILLED or any(abs(day - edge) < 0.1 for edge in edges) or DRIFT[0] <= day < DRIFT[1] + 0.1
+
 
 def slope(rows: list[dict[str, Any]], name: str, settled_h: int) -> float:
     """Growth a day within the longest life, once it has settled: Theil and Sen's, which single hours do not move."""
@@ -248,3 +264,96 @@ def slope(rows: list[dict[str, Any]], name: str, settled_h: int) -> float:
 
 def growth(found: Month, settled_h: int) -> dict[str, float]:
     return {name: slope(found.rows, name, settled_h) for name in MOST_A_DAY}
+
+
+def account(found: Month) -> str:
+    """Every record has arrived, or was told as dropped; what its end has left it in is said."""
+    found.told()
+    until(lambda: found.listen() and found.dropped() == found.rows[-1]["dropped"], 20)
+    counts = found.close()
+    assert counts.accepted == counts.delivered + counts.waiting + counts.parked + counts.dropped
+    assert (counts.waiting, counts.parked) == (0, 0)
+    assert found.dropped() == counts.dropped
+    lost = counts.accepted - len(found.listen())
+    # Of those that were under way when the broker went, some may have arrived and be told as dropped, never the other way.
+    assert counts.dropped - MAX_UNACKNOWLEDGED * len(OUTAGES) <= lost <= counts.dropped
+    return f"{counts.accepted} accepted, {len(found.heard)} arrived, {counts.dropped} told as dropped"
+
+
+def blamed_on_the_sensor(found: Month, hours: int) -> None:
+    """No fault of a sensor is an anomaly of the machine, and each that can be told is; the machine's own are told."""
+    faults = {"stuck": "stuck", "spikes": "spikes", "absent": "dropout", "range": "range"}
+    for hour in range(hours):
+        kind, span = what(hour), (hour, hour + 1)
+        starts = len(found.events("anomaly_started", *span))
+        if found.spared(hour) or found.row(hour)["dropped"] != found.row(hour + 1)["dropped"]:
+            continue
+        if kind in faults:
+            assert faults[kind] in {event["reason"] for event in found.events("sensor_fault", *span)}, (hour, kind)
+        if kind in ("unplugged", "silent", "loose"):
+            assert found.events("gap", *span), (hour, kind)
+        assert starts == (kind == "machine" and hour not in found.kept_still) or kind == "calm", (hour, kind, starts)
+
+
+def jumps_change_nothing(found: Month, hours: int) -> int:
+    """In calm hours in which only the wall clock jumps nothing begins and nothing ends."""
+    calm = [hour for hour in range(hours) if hour % 24 in JUMPS_H and what(hour) == "calm" and not found.unquiet(hour)]
+    for hour in calm:
+        for kind in ("anomaly_started", "anomaly_ended", "gap", "sensor_fault"):
+            assert not found.events(kind, hour, hour + 1), (hour, kind)
+    return len(calm)
+
+
+@pytest.mark.slow
+def test_a_day_with_faults_on_every_hand(tmp_path: Path) -> None:
+    with Month(tmp_path) as found:
+        found.live(18, {12: signal.SIGKILL})
+        print(account(found))
+        blamed_on_the_sensor(found, 18)
+        assert jumps_change_nothing(found, 18) == 3
+        assert found.rows[-1]["open files"] <= 10
+        assert found.rows[-1]["threads"] <= 6
+
+
+@pytest.mark.soak
+def test_a_month_with_faults_on_every_hand(tmp_path: Path) -> None:
+    """Thirty days; the longest life is ten of them. 7 minutes beside another load."""
+    hours = 30 * 24
+    with Month(tmp_path) as found:
+        found.live(hours)
+        print(account(found))
+        grown = growth(found, 48)
+        print("growth a day:", {name: round(value, 2) for name, value in grown.items()})
+        assert all(grown[name] <= most for name, most in MOST_A_DAY.items()), grown
+
+        starts = [event["hour"] for event in found.events("anomaly_started")]
+        most = max(sum(begin <= hour < begin + 24 for hour in starts) for begin in starts)
+        print(f"{len(starts)} alerts, at most {most} within a day of {found.rows[-1]['at_most']}")
+        assert most <= found.rows[-1]["at_most"]
+
+        written = max(row["written"] for row in found.rows)
+        usual = float(np.median(list({row["hour"] // 24: row["written"] for row in found.rows}.values())))
+        print(f"at most {written / 1e6:.2f} MB written on a day, of {BUDGET / 1e6:.2f} MB; {usual / 1e6:.2f} MB usually")
+        assert written <= 1.05 * BUDGET
+
+        blamed_on_the_sensor(found, hours)
+        print(f"{jumps_change_nothing(found, hours)} jumps of the clock in calm hours")
+        for begin, end in SHIFTS:
+            span = 24 * begin + 11, 24 * min(end, begin + 1) + 11
+            assert [len(found.events(kind, *span)) for kind in ("anomaly_started", "new_normal")] == [1, 1], span
+        creeping = found.events("drift", 24 * DRIFT[0], 24 * DRIFT[1])
+        alerts = found.events("anomaly_started", 24 * DRIFT[0], 24 * DRIFT[1])
+        assert creeping
+        assert not alerts or creeping[0]["hour"] < alerts[0]["hour"]
+        assert not [event for event in found.events("drift") if what(int(event["hour"])) != "calm"], "faults are no drift"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("leak", list(MOST_A_DAY))
+def test_a_leak_is_seen(leak: str, tmp_path: Path) -> None:
+    """The control: a day of an agent that leaks a little every hour. 15 s each beside another load."""
+    with Month(tmp_path, leak) as found:
+        found.live(24, {})
+        grown = growth(found, 4)
+        print(grown)
+        assert grown[leak] > MOST_A_DAY[leak]
