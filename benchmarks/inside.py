@@ -3,7 +3,8 @@
 `throughput`: the real agent, its sensor replaced by bytes that are there already. What is counted is all that it does from
 bytes to outbox, delivery included; between its rounds the bare runtime gets windows that are ready, in the same thread.
 
-`latency`: the real agent on a real port; the time at which `Outbox.put` returned, that is, when the record was on disk.
+`latency`, and `streams` for several: the real agent on a real port; the time at which `Outbox.put` returned, that is, when the
+record was on disk.
 """
 
 import json
@@ -181,6 +182,39 @@ def latency(config: Path, shape: Shape) -> dict[str, Any]:
     }
 
 
+def streams(config: Path, shape: Shape) -> dict[str, Any]:
+    """As `latency`, for as many streams as there are, without the moment of reading."""
+    agent = Agent(configs.load(config))
+    put, noted = agent.outbox.put, list[tuple[bytes, int]]()
+
+    def timed(kind: Kind, topic: str, payload: Callable[[str], bytes] | bytes, *, durable: bool = True) -> str:
+        built = []
+
+        def build(record: str) -> bytes:
+            built.append(payload if isinstance(payload, bytes) else payload(record))
+            return built[0]
+
+        record = put(kind, topic, build, durable=durable)
+        noted.append((built[0], time.monotonic_ns()))
+        return record
+
+    agent.outbox.put = timed  # type: ignore[method-assign]
+    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
+    agent.run()
+    return {
+        "events": [
+            {
+                "stream": event["stream"],
+                "sample": round(event["stream_ns"] * shape.rate_hz / 1e9),
+                "done_ns": done,
+                "type": event["type"],
+            }
+            for event, done in ((json.loads(payload), done) for payload, done in noted)
+            if "stream_ns" in event
+        ]
+    }
+
+
 if __name__ == "__main__":
-    jobs = {"throughput": throughput, "latency": latency}
+    jobs = {"throughput": throughput, "latency": latency, "streams": streams}
     print(json.dumps(jobs[sys.argv[1]](Path(sys.argv[2]), models.SHAPES[int(sys.argv[3])])))

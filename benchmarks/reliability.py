@@ -2,10 +2,10 @@
 
 The same frames, in chunks as a serial source would hand them over, in turns through
 
-- *bare*: decoder and `Pipeline` with one scorer's way from window to alarm: nobody looks after the sensor, for drift, for a new
+- *bare*: decoder and `Pipeline`, the way from window to alarm: nobody looks after the sensor, for drift, for a new
   normal, and nothing is remembered;
-- *all of it*: decoder and `Stream.take`, as the agent calls it between two chunks: sensor health, drift, settling, a memory that
-  holds what was forgiven, history, the state for the broker, an outbox on disk.
+- *all of it*: decoder and `Stream.take`, as the agent calls it between two chunks: sensor health, drift, settling, a memory
+  that holds what was forgiven, history, the state for the broker, an outbox on disk.
 
 Medians over the rounds, of the CPU time of the thread; and what each part costs, by leaving it out alone.
 """
