@@ -180,6 +180,33 @@ def test_drift_and_questions_come_in_the_same_order_however_samples_are_split(bu
         assert [event for part in parts for event in pipeline.feed(part)] == whole
 
 
+def stuck(n: int = 30_000) -> Float32:
+    """On a value that a window of noise may well have for its mean; no single window of it is strange enough for an excuse."""
+    x = normal(n, seed=21)
+    x[0, 8000:20_000] = 0.7
+    return x
+
+
+def test_a_sensor_that_is_stuck_is_no_drift_however_samples_are_split(bundle: Bundle) -> None:
+    samples = stream(stuck())
+    whole = bundle.pipeline().feed(samples)
+    assert {event.type for event in whole} == {"sensor_fault"}
+    rng = np.random.default_rng(1)
+    for count in (3, 40, 900):
+        assert feed(bundle, samples, sorted(rng.integers(0, len(samples), count).tolist())) == whole
+
+
+def test_what_is_done_to_a_machine_in_maintenance_is_no_drift(bundle: Bundle) -> None:
+    x = normal(30_000, seed=22)
+    x[1, 6000:14_000] += 3
+    for until in (15_000, None):  # the control: without maintenance it is an anomaly
+        pipeline = bundle.pipeline()
+        told = pipeline.feed(stream(x[:, :5000]))
+        pipeline.alarm.mute(None if until is None else until * PERIOD)
+        told += [e for at in range(5000, 30_000, 700) for e in pipeline.feed(stream(x[:, at : at + 700], at))]
+        assert (told == []) == (until is not None)
+
+
 def test_an_alert_shows_the_signal_that_led_to_it(bundle: Bundle) -> None:
     (event,) = feed(bundle, stream(with_fault()))
     assert event.excerpt is not None
