@@ -202,12 +202,16 @@ class _Ready:
         ordinary = grouped(z, e) <= reference.limit  # (B, G)
         found = np.zeros(len(z), bool)
         squares = (WIDER * reference.near[-1]) ** 2 * np.float32(self.e.shape[1])
-        close = np.empty(self.untouched.shape, bool)
+        limit, untouched = WIDER * reference.near[:-1], self.untouched
         for i in range(len(z)):  # window by window, or a burst would take as much memory as prototypes times windows
-            np.less_equal(np.abs(self.z - z[i]).max(axis=1), WIDER * reference.near[:-1], out=close[:, :-1])
             away = self.e - e[i]
-            np.less_equal(np.einsum("pd,pd->p", away, away), squares, out=close[:, -1])
-            found[i] = (close | (self.untouched & ordinary[i])).all(axis=1).any()
+            near = np.einsum("pd,pd->p", away, away) <= squares
+            if ordinary[i, -1]:
+                near |= untouched[:, -1]
+            some = np.flatnonzero(near)  # few, so that the channels are compared with few
+            if len(some):
+                close = np.abs(self.z[some] - z[i]).max(axis=1) <= limit
+                found[i] = (close | (untouched[some, :-1] & ordinary[i, :-1])).all(axis=1).any()
         return found
 
 

