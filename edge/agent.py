@@ -58,8 +58,11 @@ from edge.operating.requests import RefusedError, Requests
 from edge.operating.service import Heartbeat, Notifier
 from edge.operating.settings import Learning, Pause, Settings
 from edge.operating.stream import Stream
+from edge.operating.upgrade import Upgrade, open_serving
 from edge.operating.view import History, Situation
 from edge.sensing.sources import ReplaySource, Source, collect_s, port_source
+from edge.updating.store import Models
+from edge.updating.workflow import Progress, Updates
 
 if TYPE_CHECKING:
     from edge.operating.http import Server
@@ -115,7 +118,10 @@ class Agent:
         self._place = config.state_path()
         self._home_memory = self._place / "homeassistant.json"
 
-        self.bundle = Bundle.open(Path(config.bundle))
+        self.models: Models | None = None
+        if config.update is not None and replay is None:
+            self.models = Models(self._place / "models", Path(config.bundle))
+        self.bundle = Bundle.open(Path(config.bundle)) if self.models is None else open_serving(self.models)
         proof = self.bundle.self_test()
         log.info("model %s verified: golden scores within %.1g", self.bundle.digest[:16], proof.worst)
         self.settings = kept.load(self._place)
@@ -169,6 +175,8 @@ class Agent:
                 "feedback": self._feedback,
                 "commission": self._commission,
                 "snapshot": self._snapshot,
+                "update": self._update,
+                "rollback": self._rollback,
             },
         )
         self._control = Control(self._place, partial(self._wait_for_answer, local=True))
@@ -185,6 +193,20 @@ class Agent:
             routes = {("GET", "/metrics"): metrics.route(self.measured)}
             self._metrics = http.Server("metrics", listen.host, listen.port, routes, names={self.node, f"{self.node}.local"})
         self._home = self._home_assistant()
+        self._updates: Updates | None = None
+        if self.models is not None and config.update is not None:
+            self._upgrade = Upgrade(
+                config,
+                self.models,
+                self.bundle,
+                self.streams,
+                alarm=lambda: self._alarm(self.settings),
+                adopted=lambda bundle: self.later(partial(self._adopted, bundle)),
+                clock=self._clock,
+            )
+            self._updates = Updates(
+                self.models, self._upgrade, self._tell_progress, poll_every_s=config.update.poll_every_s, clock=monotonic
+            )
 
     @property
     def node(self) -> str:
@@ -212,11 +234,15 @@ class Agent:
         try:
             for thread in threads:
                 thread.start()
+            if self._updates is not None:
+                self._updates.start()
             self._notifier.ready()
             health_due_s = self._monotonic()
             while not self._stopping.is_set() and any(thread.is_alive() for thread in threads):
                 self._work(0.2 if self._once else 1.0)
                 self.delivery.check()
+                if self._updates is not None:
+                    self._updates.check()
                 self._notify()
                 self._forget_maintenance()
                 self._greet_home_assistant()
@@ -225,6 +251,9 @@ class Agent:
                     self.delivery.set_health(self.health())
                     health_due_s = self._monotonic() + self.config.mqtt.health_every_s
         finally:
+            if self._updates is not None:
+                self._upgrade.stopping = True
+                self._updates.stop()
             self.stop()
             self._notifier.ping()
             self._control.close()
@@ -238,6 +267,8 @@ class Agent:
                 self.delivery.set_availability(name, False)
             self.delivery.stop(FLUSH_S)
             self.outbox.close()
+            if self.models is not None:
+                self.models.close()
         if self._failure is not None:
             raise self._failure
         if self._once and (waiting := self.outbox.counts.waiting):
@@ -468,6 +499,35 @@ class Agent:
         (stream,) = self._chosen(body.stream)
         return stream.snapshot(body.seconds)
 
+    # Models.
+
+    def _update(self, body: asked.Update) -> dict[str, Any]:
+        updates = self._updating()
+        updates.look_now()
+        found: dict[str, Any] = msgspec.to_builtins(updates.progress)
+        return found
+
+    def _rollback(self, body: asked.Rollback) -> dict[str, Any]:
+        updates = self._updating()
+        if updates.progress.number == 0:
+            raise RefusedError("the model of the configuration runs; there is none before it")
+        updates.roll_back(body.reason)
+        return {"from": updates.progress.number, "reason": body.reason}
+
+    def _updating(self) -> Updates:
+        if self._updates is None:
+            raise RefusedError("this device takes no models: there is no section [update] in its configuration")
+        return self._updates
+
+    def _tell_progress(self, progress: Progress) -> None:
+        self.delivery.publish_retained(topics.update(self.node), msgspec.json.encode(progress))
+        self.later(self._tell_info)
+
+    def _adopted(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        log.info("model %s runs now", bundle.digest[:16])
+        self._tell_info()
+
     def _chosen(self, name: str | None) -> list[Stream]:
         if name is None:
             return list(self.streams.values())
@@ -559,12 +619,20 @@ class Agent:
             process=metrics.Process.read(),
         )
 
+    def _latest(self) -> ModelInfo | None:
+        """What is on its way here, or was not taken."""
+        progress = self._updates.progress if self._updates is not None else None
+        if progress is None or progress.offered is None:
+            return None
+        return ModelInfo(digest="", name=progress.name, version=progress.version)
+
     def info(self) -> InfoPayload:
         manifest = self.bundle.manifest
         return InfoPayload(
             node=self.node,
             versions={"amiss": _version()} | system.versions() | self.bundle.backend.versions(),
             model=ModelInfo(digest=self.bundle.digest, name=manifest.name, version=manifest.version),
+            latest_model=self._latest(),
             channels=tuple(ChannelInfo(name=channel.name, unit=channel.unit) for channel in manifest.channels),
             config=self._effective(),
             false_alarms_per_week=self._alarm(self.settings).per_week,

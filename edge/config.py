@@ -260,6 +260,14 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     deadline_s: Annotated[float, Meta(ge=5, le=3600)] = 120.0
     """For all of a check, and for all of a download; a download that it cuts goes on from there the next time."""
 
+    probation_hours: Annotated[float, Meta(gt=0, le=720)] = 24.0
+    """Of judged signal, for which a new model is watched before it stays."""
+    record_hours: Annotated[float, Meta(gt=0, le=168)] = 6.0
+    """Of each stream, on the device's own disk: what a new model is tried on before it is trusted."""
+    record_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
+    record_bytes_per_day: Annotated[int, Meta(ge=65536)] = 128 * 1024 * 1024
+    """Written for that, for each stream. What it does not pay for is passed over in stretches."""
+
     def __post_init__(self) -> None:
         kind, colon, rest = self.repository.partition(":")
         if kind == "mqtt" and not REPOSITORY_NAME.fullmatch(rest):

@@ -3,6 +3,7 @@
     amiss/<node>/availability            retained, QoS 1   `online` / `offline`, the latter also as last will
     amiss/<node>/info                    retained, QoS 1   `InfoPayload`
     amiss/<node>/health                  retained, QoS 0   `HealthPayload`
+    amiss/<node>/update                  retained, QoS 1   `edge.updating.workflow.Progress`, with an `[update]` section
     amiss/<node>/<stream>/availability   retained, QoS 1   `online` / `offline`
     amiss/<node>/<stream>/state          retained, QoS 0   `StatePayload`
     amiss/<node>/<stream>/event          QoS 1             `EventPayload`, through the outbox
@@ -64,6 +65,10 @@ def batch(event_topic: str) -> str:
 def models(repository: str, folder: str, file: str) -> str:
     """A file of a repository of models; `folder` is `metadata` or `targets`."""
     return f"amiss-models/{repository}/{folder}/{file}"
+
+
+def update(node: str) -> str:
+    return _topic(node, "update")
 
 
 def requests(node: str) -> str:

@@ -55,6 +55,11 @@ class Heads:
         """The one in use; None: that of the bundle."""
         return next((one for one in reversed(self._kept) if one.model == self._model), None)
 
+    @property
+    def path(self) -> Path | None:
+        """Of the file of the one in use."""
+        return None if (about := self.about) is None else self._folder / about.file
+
     def load(self) -> Head | None:
         """The one in use; None when it is the bundle's. One that is damaged is forgotten, which is told."""
         while (about := self.about) is not None:

@@ -83,7 +83,17 @@ class Snapshot(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seconds: Annotated[float, Meta(gt=0, le=3600)] = 10.0
 
 
-Body = Ping | Config | Maintenance | Feedback | Commission | Snapshot
+class Update(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """There may be something in the repository: look now."""
+
+
+class Rollback(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Back to the model before this one, and never to this one again. Needs no network."""
+
+    reason: Annotated[str, Meta(max_length=200)] = "asked for"
+
+
+Body = Update | Rollback | Ping | Config | Maintenance | Feedback | Commission | Snapshot
 
 BODIES: dict[str, type[Body]] = {
     "ping": Ping,
@@ -92,6 +102,8 @@ BODIES: dict[str, type[Body]] = {
     "feedback": Feedback,
     "commission": Commission,
     "snapshot": Snapshot,
+    "update": Update,
+    "rollback": Rollback,
 }
 Action = Callable[[Any], Any]
 """A body in; data for the answer out. Raises `AmissError` for what cannot be done, and then nothing has changed."""

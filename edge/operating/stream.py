@@ -47,8 +47,11 @@ from edge.operating.requests import RefusedError
 from edge.operating.view import History, Learning, Situation
 from edge.pipeline import Verdicts
 from edge.scoring.backends import Outputs
+from edge.scoring.ensemble import STRANGEST
 from edge.sensing.sources import PortSource, Source
 from edge.signal import Float32, Samples, Windows
+from edge.updating.probation import Seen
+from edge.updating.ring import Ring
 
 log = logging.getLogger("amiss")
 
@@ -91,7 +94,7 @@ class Stream:
     ) -> None:
         self.name, self.source, self.bundle, self.config = name, source, bundle, config
         self.online = False
-        self.samples = self.windows = self.events = self.reopened = 0
+        self.samples = self.windows = self.events = self.reopened = self.strange = self.not_finite = 0
         self.beat_s = monotonic()
         """When its loop last turned."""
         self.inference = Histogram()
@@ -102,12 +105,27 @@ class Stream:
         self._beat = beat
         self._outbox, self._delivery, self._clock, self._boot = outbox, delivery, clock, boot
         self._later, self._replayed, self._once, self._monotonic = later, replayed, once, monotonic
-        folder = self._folder = config.state_path() / "streams" / name
+        folder = self.folder = config.state_path() / "streams" / name
         self._memory_file = _memory_file(folder, bundle)
         self.heads = Heads(folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
         self.episodes = Episodes(folder / "episodes")
         self.pipeline = bundle.pipeline(alarm)
         self._alarm_config = alarm
+        self.ring: Ring | None = None
+        """Its last hours on disk, where new models are tried on them."""
+        if (update := config.update) is not None and not replayed:
+            manifest = bundle.manifest
+            self.ring = Ring(
+                folder / "ring",
+                bundle.channels,
+                manifest.rate_hz,
+                hours=update.record_hours,
+                max_bytes=update.record_max_bytes,
+                bytes_per_day=update.record_bytes_per_day,
+                stretch=16 * manifest.window + manifest.smoothing,
+                clock=monotonic,
+            )
+            log.info("%s: %s", name, self.ring.sentence())
         self._asked: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._lock = threading.Lock()  # guards what others look at: `_recent`, `_points`, `_state`
@@ -118,6 +136,7 @@ class Stream:
         self._most_recent = max(48 * manifest.window, most)
         self._points: deque[tuple[int, float, float, bool]] = deque(maxlen=POINTS)
         self._state: StatePayload | None = None
+        self._latencies: deque[float] = deque(maxlen=64)  # seconds for a window, of the newest chunks
         self._state_sent_s = -1e9
         self._maintained_until_s: float | None = None
         self._commissioning: Commissioning | None = None
@@ -133,6 +152,13 @@ class Stream:
 
     def run(self) -> None:
         """Follow the sensor until `stop`; with `once` until there is nothing more to do. A lost sensor is opened again."""
+        try:
+            self._follow()
+        finally:
+            if self.ring is not None:
+                self.ring.close()
+
+    def _follow(self) -> None:
         pause_s, told = REOPEN_S[0], ""
         while not self._stopping.is_set():
             try:
@@ -163,6 +189,8 @@ class Stream:
         """Judge them, and have on disk what there is to tell before this returns."""
         self.samples += len(samples)
         self._remember(samples)
+        if self.ring is not None:
+            self.ring.add(samples)
         began_s = self._monotonic()
         verdicts = self.pipeline.judge(samples)
         if len(verdicts):
@@ -174,6 +202,9 @@ class Stream:
             return
         self.windows += len(verdicts)
         self._judged_ns = int(verdicts.end_ns[-1])
+        self.strange += int(np.count_nonzero((verdicts.p_value <= self.pipeline.policy.p_value) & ~verdicts.excused))
+        self.not_finite += int(np.count_nonzero(verdicts.score >= STRANGEST))
+        self._latencies.append((self._monotonic() - began_s) / len(verdicts))
         self._draw(verdicts)
         now_s = self._monotonic()
         if now_s - self._state_sent_s >= self.config.mqtt.state_every_s:
@@ -314,6 +345,19 @@ class Stream:
 
     # What others look at.
 
+    def seen(self) -> Seen:
+        """All there is so far, to be subtracted; from any thread."""
+        latencies = list(self._latencies)
+        return Seen(
+            seconds=self._monotonic(),
+            samples=self.samples,
+            windows=self.windows,
+            strange=self.strange,
+            alarms=self.alerts.get("anomaly_started", 0),
+            latency_s=float(np.median(latencies)) if latencies else None,
+            not_finite=self.not_finite,
+        )
+
     def counters(self) -> StreamCounters:
         """From any thread, for Prometheus."""
         health, state = self.health(), self.state()
@@ -433,14 +477,14 @@ class Stream:
         head that was fitted on site, are the old model's and come back with it. Raises `ConfigError` and changes nothing.
         """
         pipeline = bundle.pipeline(self._alarm_config)
-        heads = Heads(self._folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
+        heads = Heads(self.folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
         self._end("new model")
         for event in self.pipeline.drift.end(self._judged_ns) if self.pipeline.drift else []:
             self._put(event)
         pipeline.alarm.take_over(self.pipeline.alarm)
         self._commissioning = None
         self.bundle, self.pipeline, self.heads = bundle, pipeline, heads
-        self._memory_file = _memory_file(self._folder, bundle)
+        self._memory_file = _memory_file(self.folder, bundle)
         if (own := heads.load()) is not None:
             self._adopt(own, self._alarm_config)
         self._load_memory()
@@ -523,7 +567,8 @@ class Stream:
         except ValueError as error:
             raise RefusedError(f"{episode_id}: {error}") from None
         if ours:
-            self._end(verdict.replace("_", " "))
+            # Some of its windows are like no prototype, and whoever has just said so is not to be told again.
+            self._end(verdict.replace("_", " "), longest=True)
 
     def _newest_windows(self) -> Float32:
         """(n, C, N) of what the sensor says now, side by side, as many as the memory of the signal holds and at most 48."""
@@ -632,8 +677,8 @@ class Stream:
         for event in self.pipeline.adopt(head, policy):
             self._put(event)
 
-    def _end(self, reason: str) -> None:
-        if (ended := self.pipeline.alarm.end(self._judged_ns, reason)) is not None:
+    def _end(self, reason: str, *, longest: bool = False) -> None:
+        if (ended := self.pipeline.alarm.end(self._judged_ns, reason, longest=longest)) is not None:
             self._put(ended)
 
     def _load_memory(self) -> None:

@@ -270,12 +270,18 @@ class Alarm:
         until: Bool = end_ns < self._muted_until_ns
         return until
 
-    def end(self, time_ns: int, reason: str) -> Event | None:
+    def end(self, time_ns: int, reason: str, *, longest: bool = False) -> Event | None:
         """End the episode that is active, for a reason that no window gives; `None` when there is none.
 
-        Like after any other end the same cause waits for its cool-down.
+        Like after any other end the same cause waits for its cool-down; with `longest`, for the longest there is.
         """
-        return self._ended(time_ns, reason) if self._active else None
+        if not self._active:
+            return None
+        ended = self._ended(time_ns, reason)
+        for rest in self._rests.values():
+            if longest and rest.since_ns == time_ns:
+                rest.length_ns = self.policy.longest_cool_down_ns
+        return ended
 
     def update(self, end_ns: Int64, score: Float32, p_value: Float64, shares: Float32) -> tuple[list[Event], Bool]:
         """Judge windows in order of time.

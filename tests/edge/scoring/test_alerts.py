@@ -177,6 +177,10 @@ def test_what_a_person_has_ended_does_not_go_on_and_what_was_away_for_long_is_an
     assert kinds(feed(subject, [STRANGE] * 3)) == [("started", 2)]
     assert subject.end(3 * HOP, "false alarm") is not None
     assert kinds(feed(subject, [STRANGE] * 40, start=3)) == [("started", 33)], "that he is told of again, as something new"
+    subject = alarm(cool_down_s=30.0, longest_cool_down_s=100.0)
+    feed(subject, [STRANGE] * 3)
+    subject.end(3 * HOP, "false alarm", longest=True)
+    assert kinds(feed(subject, [STRANGE] * 110, start=3)) == [("started", 103)]
     subject = alarm(cool_down_s=30.0)
     feed(subject, [STRANGE] * 3 + [ORDINARY] * 100)
     assert kinds(feed(subject, [STRANGE] * 3, start=103)) == [("started", 105)]

@@ -1,0 +1,244 @@
+"""The agent's side of an update: what `edge.updating.workflow` asks of a device, with real streams.
+
+The model is replaced in every stream between two chunks, so no window is missed and no event lost. A head that was fitted to
+the stream's own recording while the candidate was tried goes with it.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from edge.bundle import AGENT_VERSION, SCHEMA, Bundle, Manifest, unpack_arrays, verify
+from edge.config import AlarmConfig, DeviceConfig
+from edge.delivery import topics
+from edge.errors import AmissError, BundleError
+from edge.files import at_once
+from edge.head import Head
+from edge.operating.clock import HostClock
+from edge.operating.heads import Heads
+from edge.operating.stream import Stream
+from edge.scoring.backends import RUNTIMES, installed
+from edge.updating import updater
+from edge.updating.offer import Facts, Offer
+from edge.updating.probation import Action, Before, Probation, Seen
+from edge.updating.probation import Serving as Watch
+from edge.updating.store import Models, Serving
+from edge.updating.trial import Order, Result, try_out
+from edge.updating.updater import Checked
+from edge.updating.workflow import Outcome
+
+log = logging.getLogger("amiss")
+
+KEPT_EVERY_S = 600.0
+"""What a probation has shown is written down so often; a start of the agent costs it no more than that."""
+
+
+def open_serving(models: Models) -> Bundle:
+    """The model to start with: one that is on trial or active, unless it does not open; in the end that of the configuration.
+
+    Raises what opening that one raises.
+    """
+    serving = models.start()
+    while True:
+        try:
+            bundle = Bundle.open(serving.path)
+            bundle.self_test()
+            return bundle
+        except BundleError as error:
+            if serving.role == "factory":
+                raise
+            log.error("model %d does not start: %s", serving.number, error)
+            models.roll_back(str(error))
+            serving = models.serve()
+
+
+class Upgrade:
+    """`adopted` is told of every model that runs from now on; `alarm` gives the settings that hold now."""
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        models: Models,
+        bundle: Bundle,
+        streams: Mapping[str, Stream],
+        *,
+        alarm: Callable[[], AlarmConfig],
+        adopted: Callable[[Bundle], None],
+        clock: HostClock,
+    ) -> None:
+        self._config, self._models, self._streams = config, models, streams
+        self._alarm, self._adopted, self._clock = alarm, adopted, clock
+        self._bundle, self._path = bundle, models.serve().path
+        self._fitted: dict[str, Head] = {}  # by stream, for the candidate that was tried last
+        self._before: dict[str, Before] = {}  # by stream, what that showed
+        self._watched: dict[str, tuple[Watch, Seen]] = {}  # by stream, on probation
+        self._file = models.folder / "probation.json"
+        self._kept_s = -1e18
+        self.stopping = False
+
+    def check(self) -> Checked:
+        manifest = self._bundle.manifest
+        facts = Facts(
+            node=self._config.node,
+            group=self._config.update.group if self._config.update else "",
+            channels=manifest.channels,
+            rate_hz=manifest.rate_hz,
+            schema=SCHEMA,
+            agent=AGENT_VERSION,
+            runtimes=tuple(name for name in RUNTIMES if installed(name)),
+        )
+        return updater.check(self._config, facts, self._models)
+
+    def fetch(self, offer: Offer) -> Path:
+        return updater.fetch(self._config, offer, self._models)
+
+    def trial(self, candidate: Path) -> tuple[Outcome, str]:
+        """Each stream's own hours have to speak for it."""
+        self._fitted, self._before = {}, {}
+        manifest = verify(candidate.read_bytes())[0]
+        for name, stream in self._streams.items():
+            if stream.ring is None:
+                return "unknown", f"{name}: nothing of the stream is recorded"
+            stream.ask(stream.ring.flush)
+            out = self._models.incoming / f"{name}.head.npz"
+            head = stream.heads.path
+            result = try_out(
+                Order(
+                    candidate=str(candidate.resolve()),
+                    live=str(self._path.resolve()),
+                    ring=str(stream.ring.folder.resolve()),
+                    live_head=str(head.resolve()) if head else "",
+                    head_out=str(out.resolve()),
+                    alarm=self._alarm(),
+                ),
+                stopping=lambda: self.stopping,
+            )
+            log.info("%s: candidate %s: %s", name, candidate.stem[:16], result.sentence())
+            if result.verdict != "accepted":
+                return result.verdict, f"{name}: {'; '.join(result.reasons) or result.sentence()}"
+            self._before[name] = _before(result, manifest)
+            if result.serves == "refitted":
+                self._fitted[name] = Head.from_arrays(manifest.scorer, unpack_arrays(Path(result.head).read_bytes()))
+            out.unlink(missing_ok=True)
+        return "accepted", ""
+
+    def quiet(self) -> bool:
+        return not any(stream.pipeline.alarm.active for stream in self._streams.values())
+
+    def run(self, serving: Serving) -> None:
+        bundle = Bundle.open(serving.path)
+        if bundle.digest != serving.digest:
+            raise BundleError(f"{serving.path}: not the file that it was a moment ago")
+        bundle.self_test()
+        bundle.policy(self._alarm())
+        for name, head in self._fitted.items():
+            if serving.role == "trial":
+                heads = Heads(self._streams[name].folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
+                made = topics.rfc3339(self._clock.now_ns())
+                heads.keep(head, made=made, windows=head.calibrator.windows, trusted=False)
+        for stream in self._streams.values():
+            stream.ask(partial(stream.replace, bundle))
+        self._bundle, self._path = bundle, serving.path
+        self._fitted, self._watched = {}, {}
+        if serving.role == "trial":
+            self._watch(self._before, {})
+        self._adopted(bundle)
+
+    def verdict(self) -> tuple[Action, str]:
+        """The worst of the streams; it stays when it has proved itself in all of them that say anything."""
+        if not self._watched:
+            self._resume()
+        decisions = []
+        for name, (watch, last) in self._watched.items():
+            now = self._streams[name].seen()
+            self._watched[name] = watch, now
+            decisions.append((name, watch.update(_since(last, now))))
+        self._keep()
+        for name, decision in decisions:
+            if decision.action == "roll back":
+                return "roll back", f"{name}: {decision.reason}"
+        if all(decision.action == "commit" for _, decision in decisions):
+            return "commit", "; ".join(f"{name}: {decision.reason}" for name, decision in decisions)
+        return "go on", ""
+
+    def _watch(self, before: Mapping[str, Before], states: Mapping[str, dict[str, float]]) -> None:
+        update = self._config.update
+        hours = update.probation_hours if update else 24.0
+        rules = Probation(hours=hours, per_week=self._alarm().per_week or Probation().per_week)
+        for name, stream in self._streams.items():
+            watch = Watch(before.get(name) or _unknown(self._bundle), rules)
+            if name in states:
+                watch.load(states[name])
+            self._watched[name] = watch, stream.seen()
+
+    def _keep(self) -> None:
+        """A start of the agent is not a new chance; a disk that takes nothing makes it one."""
+        now_s = self._clock.now_ns() / 1e9
+        if abs(now_s - self._kept_s) < KEPT_EVERY_S:
+            return
+        self._kept_s = now_s
+        kept = _Kept(
+            digest=self._bundle.digest,
+            before={name: watch.before for name, (watch, _) in self._watched.items()},
+            states={name: watch.state() for name, (watch, _) in self._watched.items()},
+        )
+        try:
+            with at_once(self._file) as draft:
+                draft.write_bytes(msgspec.json.encode(kept))
+        except AmissError as error:
+            log.warning("%s", error)
+
+    def _resume(self) -> None:
+        kept = _Kept(digest="")
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
+        if kept.digest == self._bundle.digest:
+            with contextlib.suppress(KeyError, ValueError):
+                return self._watch(kept.before, kept.states)
+        self._watch({}, {})
+
+
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """probation.json"""
+
+    digest: str
+    before: dict[str, Before] = {}
+    states: dict[str, dict[str, float]] = {}
+
+
+def _before(result: Result, manifest: Manifest) -> Before:
+    report = result.refitted if result.serves == "refitted" else result.own
+    assert report is not None
+    new = report.candidate
+    assert new is not None
+    return Before(
+        hours=new.hours,
+        alarms=max(new.episodes, report.live.episodes),
+        strange_share=new.strange_share,
+        window=manifest.window,
+        hop=manifest.hop,
+        rate_hz=manifest.rate_hz,
+        latency_s=new.latency_s.get("median", 0.0),
+    )
+
+
+def _unknown(bundle: Bundle) -> Before:
+    manifest = bundle.manifest
+    return Before(
+        hours=0.0,
+        alarms=0,
+        strange_share=0.0,
+        window=manifest.window,
+        hop=manifest.hop,
+        rate_hz=manifest.rate_hz,
+        latency_s=0.0,
+    )
+
+
+def _since(last: Seen, now: Seen) -> Seen:
+    counts = ("seconds", "samples", "windows", "strange", "alarms", "not_finite")
+    return msgspec.structs.replace(now, **{name: getattr(now, name) - getattr(last, name) for name in counts})
