@@ -22,9 +22,10 @@ import msgspec
 from tuf.api.metadata import Key, Metadata, Root
 
 from deploy.keyfiles import ONLINE, PLACES, ROLES, KeyRing, NewKey, Passphrases, name_of, role_of
-from deploy.repository import DAYS, DAYS_FIELD, Clock, Repository, complete, create, locked, parse_root, utc_now
+from deploy.repository import DAYS, Clock, Repository, complete, create, locked, parse_root, utc_now
 from edge.errors import CannotCreateError, DataError, GateError, NoInputError, UntrustedError, UsageError
 from edge.files import at_once
+from edge.updating.fetch import DAYS_FIELD
 
 ROOT_KEYS, THRESHOLD = 3, 2
 DRAFT = "root.draft.json"

@@ -35,11 +35,12 @@ from tuf.api.serialization import DeserializationError
 from deploy.keyfiles import KeyRing
 from edge.errors import AccessError, BusyError, CannotCreateError, NoInputError, UntrustedError
 from edge.files import at_once
+from edge.updating.fetch import DAYS_FIELD, SIGNED_FIELD
 
 DAYS = {"root": 730, "targets": 365, "snapshot": 30, "timestamp": 7}
 """How long a signature lasts. A device that finds it expired keeps its model and takes no new one."""
-DAYS_FIELD, NUMBER_FIELD = "x-amiss-days", "x-amiss-number"
-"""In root: how long signatures last in this repository. In targets: the highest number ever given, though it was withdrawn."""
+NUMBER_FIELD = "x-amiss-number"
+"""In targets: the highest number ever given, though it was withdrawn."""
 KEPT = 8
 """Versions of snapshot and targets: a device that began to read a while ago still finds what it was told of."""
 MOST_METADATA_BYTES = 1 << 20
@@ -196,9 +197,10 @@ class Repository:
         name = self._name(targets)
         data = written.get(name) or self._read(name)
         snapshot, bytes_of = self.snapshot, self._read(self._name(self.snapshot))
-        if targets.version != snapshot.meta["targets.json"].version or not self.snapshot_good or self.due("snapshot"):
+        named = MetaFile.from_data(targets.version, data, ["sha256"])
+        if named != snapshot.meta["targets.json"] or not self.snapshot_good or self.due("snapshot"):
             snapshot = deepcopy(snapshot)
-            snapshot.meta["targets.json"] = MetaFile.from_data(targets.version, data, ["sha256"])
+            snapshot.meta["targets.json"] = named
             bytes_of = self._sign(snapshot, ring, days)
             written[self._name(snapshot)] = bytes_of
         timestamp = deepcopy(self.timestamp)
@@ -208,7 +210,7 @@ class Repository:
     def _sign(self, signed: Targets | Snapshot | Timestamp, ring: KeyRing, days: Mapping[str, float]) -> bytes:
         """The next version of it."""
         signed.version += 1
-        signed.expires = (self.now + timedelta(days=self.days(signed.type, days))).replace(microsecond=0)
+        date(signed, self.now, self.days(signed.type, days))
         return sign(signed, self.root, ring)
 
     @staticmethod
@@ -294,6 +296,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def date(signed: Targets | Snapshot | Timestamp, now: datetime, days: float) -> None:
+    """When it expires, and when it was signed, from which a device with a wrong clock learns how late it is at least."""
+    signed.expires = (now + timedelta(days=days)).replace(microsecond=0)
+    if signed.type != "snapshot":
+        signed.unrecognized_fields[SIGNED_FIELD] = f"{now:%Y-%m-%dT%H:%M:%SZ}"
+
+
 def sign(signed: Targets | Snapshot | Timestamp, root: Root, ring: KeyRing) -> bytes:
     """Signed by as many keys of its role as the root wants; raises `NoInputError` or `AccessError` for a key."""
     metadata: Metadata[Any] = Metadata(signed)
@@ -328,16 +337,13 @@ def create(folder: Path, root: Root, ring: KeyRing, clock: Clock = utc_now) -> R
         signed.sign(ring.signer(root.get_key(keyid)), append=True)
     days = root.unrecognized_fields[DAYS_FIELD]
 
-    def expires(role: str) -> datetime:
-        return (clock() + timedelta(days=float(days[role]))).replace(microsecond=0)
+    def dated(part: Targets | Snapshot | Timestamp) -> bytes:
+        date(part, clock(), float(days[part.type]))
+        return sign(part, root, ring)
 
-    targets = sign(Targets(expires=expires("targets"), unrecognized_fields={NUMBER_FIELD: 0}), root, ring)
-    snapshot = sign(
-        Snapshot(expires=expires("snapshot"), meta={"targets.json": MetaFile.from_data(1, targets, ["sha256"])}), root, ring
-    )
-    timestamp = sign(
-        Timestamp(expires=expires("timestamp"), snapshot_meta=MetaFile.from_data(1, snapshot, ["sha256"])), root, ring
-    )
+    targets = dated(Targets(unrecognized_fields={NUMBER_FIELD: 0}))
+    snapshot = dated(Snapshot(meta={"targets.json": MetaFile.from_data(1, targets, ["sha256"])}))
+    timestamp = dated(Timestamp(snapshot_meta=MetaFile.from_data(1, snapshot, ["sha256"])))
     files = {
         "1.targets.json": targets,
         "1.snapshot.json": snapshot,

@@ -34,6 +34,8 @@ VERBS = [
     "doctor",
     "config",
     "datasets",
+    "keys",
+    "publish",
 ]
 
 
@@ -96,7 +98,21 @@ def test_the_front_door_works_as_a_program() -> None:
         assert re.search(rf"^\s+{verb}\s+\w", done.stdout, re.MULTILINE), f"{verb} is not explained"
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "config schema", "config check", "config show", "datasets fetch"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *VERBS,
+        "config schema",
+        "config check",
+        "config show",
+        "datasets fetch",
+        "keys init",
+        "keys list",
+        "keys sign",
+        "keys rotate",
+        "keys revoke",
+    ],
+)
 def test_every_verb_explains_itself_and_each_of_its_options(verb: str, run: Run) -> None:
     code, out, _ = run(*verb.split(), "--help")
     assert code == 0

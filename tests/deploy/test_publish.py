@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from mosquitto import Listener, Mosquitto
+from mosquitto import Listener, Mosquitto, executable
 from small_bundle import members
 from tuf.api.exceptions import DownloadError, RepositoryError
 from tuf_device import Device
@@ -35,8 +36,10 @@ from edge.errors import (
     SinkUnavailableError,
     UsageError,
 )
+from edge.updating.fetch import Reply, Request, answer
 from edge.updating.offer import Offer
 
+DOCS = Path(__file__).parents[2] / "docs"
 WORDS = "four random words here"
 Make = Callable[..., Path]
 Run = Callable[..., tuple[int, str, str]]
@@ -332,6 +335,21 @@ def test_handed_over_it_waits_for_the_other_keys(shop: Shop, make: Make) -> None
     assert device.download("pump-2.amiss") == make("2").read_bytes()
 
 
+def test_handed_over_twice_under_one_version_the_last_one_counts(shop: Shop, make: Make, tmp_path: Path) -> None:
+    """A laptop whose copy of the folder was old: what it signed lies where something else has been put in force."""
+    shutil.copytree(shop.repo, tmp_path / "copy")
+    shop.publish(make("1"))
+    device = shop.device()
+    assert set(device.offers()) == {"pump-1.amiss"}
+    publishing.publish(make("2"), tmp_path / "copy", shop.ring("targets-1"), hand_over=True)
+    shutil.copytree(tmp_path / "copy" / "targets", shop.repo / "targets", dirs_exist_ok=True)
+    shutil.copy(tmp_path / "copy" / "metadata" / "2.targets.json", shop.repo / "metadata")
+    with pytest.raises(RepositoryError):
+        shop.device("newcomer").offers()
+    shop.refresh("snapshot-1", "timestamp-1")
+    assert set(shop.device("newcomer").offers()) == set(device.offers()) == {"pump-2.amiss"}
+
+
 def test_what_is_withdrawn_is_gone(shop: Shop, make: Make) -> None:
     shop.publish(make("1"))
     shop.publish(make("2"), groups=["canary"])
@@ -370,6 +388,32 @@ def test_damage_is_one_line(shop: Shop) -> None:
     shop.refresh()
 
 
+def ask(shop: Shop, source: str, **changes: Any) -> Reply:
+    """Through the very code that a device runs."""
+    (shop.folder / "root.json").write_bytes(shop.root)
+    (shop.folder / "tuf").mkdir(exist_ok=True)
+    plain: dict[str, Any] = {
+        "repository": source,
+        "root": str(shop.folder / "root.json"),
+        "folder": str(shop.folder / "tuf"),
+        "deadline_s": 30.0,
+    }
+    return answer(Request(**plain | changes))
+
+
+def test_our_own_updater_takes_it(shop: Shop, make: Make) -> None:
+    done = shop.publish(make("1"), groups=["pumps"])
+    assert done.offer is not None
+    taken = shop.folder / "taken"
+    reply = ask(shop, str(shop.repo), take=done.offer.path, digest=done.offer.digest, into=str(taken))
+    assert (reply.state, reply.offers, reply.skipped) == ("ok", (done.offer,), ())
+    assert taken.read_bytes() == make("1").read_bytes()
+    now_s = datetime.now(UTC).timestamp()
+    assert max(abs(now_s - reply.offline_s), abs(now_s - reply.online_s)) < 60, "it learns when it was signed"
+    keys.rotate(shop.repo, shop.ring(), ["targets-1", "timestamp-1", "root-2"], shop.folder / "new", shop.passphrases)
+    assert ask(shop, str(shop.repo)).state == "ok"
+
+
 # On a broker.
 
 
@@ -396,6 +440,8 @@ def test_a_device_that_has_only_a_broker(shop: Shop, make: Make, mosquitto: Mosq
     device = Device(shop.folder / "device", shop.root, there.__getitem__)
     assert set(device.offers()) == {"pump-1.amiss"}
     assert device.download("pump-1.amiss") == make("1").read_bytes()
+    ours = ask(shop, "mqtt:plant", mqtt=mosquitto.config())
+    assert [offer.path for offer in ours.offers] == ["pump-1.amiss"]
 
 
 def test_the_broker_keeps_what_is_needed_and_nothing_else(shop: Shop, make: Make, mosquitto: Mosquitto) -> None:
@@ -448,6 +494,26 @@ def test_a_broker_that_does_not_let_us_is_named(shop: Shop, make: Make, tmp_path
         shelf.shelve(Repository(shop.repo), "plant", broker.config())
 
 
+def test_only_the_publisher_changes_what_is_on_the_broker(shop: Shop, make: Make, tmp_path: Path) -> None:
+    """With the ACL of docs/mqtt.md."""
+    (acl,) = re.findall(r"^```acl\n(.*?)^```$", (DOCS / "mqtt.md").read_text("utf-8"), re.M | re.S)
+    with Mosquitto(tmp_path / "strict", password=("publisher", "p"), acl=acl) as broker:
+        pass
+    users = tmp_path / "strict" / "users"
+    subprocess.run([executable("mosquitto_passwd"), "-b", users, "pump-7", "p"], check=True, capture_output=True)
+    shop.publish(make("1"))
+    with broker:
+        shelf.shelve(Repository(shop.repo), "plant", broker.config(username="publisher", password="p"))
+        device = broker.config(username="pump-7", password="p")
+        assert ask(shop, "mqtt:plant", mqtt=device).state == "ok"
+        shop.withdraw("pump-1")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(shelf, "_there", lambda *_: {})  # a thief does not ask first
+            with pytest.raises(AccessError, match=r"refuses amiss-models/plant/.*ACL"):
+                shelf.shelve(Repository(shop.repo), "plant", device)
+        assert [offer.path for offer in ask(shop, "mqtt:plant", mqtt=device).offers] == ["pump-1.amiss"]
+
+
 # The command line, and the page that explains it.
 
 
@@ -498,7 +564,7 @@ def test_a_mistake_is_one_line(run: Run, arguments: str, code: int, says: str) -
     assert says in error
 
 
-HOWTO = (Path(__file__).parents[2] / "docs" / "howto" / "push-a-model.md").read_text("utf-8")
+HOWTO = (DOCS / "howto" / "push-a-model.md").read_text("utf-8")
 COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", HOWTO, re.M | re.S) for line in block.splitlines()]
 
 
