@@ -607,17 +607,23 @@ class _MqttSession:
 
 def limit(request: Request) -> None:
     """What this process may take; the deadline raises `DeadlineError` wherever it is."""
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_S, MOST_CPU_S + 5))
     most = max(request.max_bytes, 1 << 20) + CHUNK
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # Python ignores the signal, so it is an OSError
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, MOST_MEMORY_BYTES)
+    _limit(resource.RLIMIT_CPU, MOST_CPU_S)
+    _limit(resource.RLIMIT_FSIZE, most)  # Python ignores the signal, so it is an OSError
+    _limit(resource.RLIMIT_CORE, 0)
 
     def out_of_time(number: int, frame: "FrameType | None") -> None:
         raise DeadlineError
 
     signal.signal(signal.SIGALRM, out_of_time)
     signal.setitimer(signal.ITIMER_REAL, request.deadline_s)
+
+
+def _limit(which: int, most: int) -> None:
+    hard = resource.getrlimit(which)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(which, (most, most))
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+import edge
 from edge.config import DeviceConfig, UpdateConfig
 from edge.errors import ConfigError, RepositoryAwayError, StorageError, UnfitError, UntrustedError
 from edge.updating import rules
@@ -127,19 +128,22 @@ def _request(config: DeviceConfig, update: UpdateConfig, models: Models, *, now_
 
 def _run(request: Request) -> Reply:
     """One child, from start to end. Never raises for what the child does."""
-    # Not the agent's secrets: a password it needs is in the request.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AMISS_")}
-    environment["MALLOC_ARENA_MAX"] = "1"
+    # Not the agent's secrets: a password that it needs is in the request. Nor modules from wherever the agent was started.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AMISS_", "PYTHON"))}
+    environment |= {"PYTHONPATH": str(Path(edge.__file__).parents[1]), "PYTHONSAFEPATH": "1", "MALLOC_ARENA_MAX": "1"}
     until_s = time.monotonic() + request.deadline_s + GRACE_S
-    with subprocess.Popen(
-        [sys.executable, "-m", "edge.updating.fetch"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        close_fds=True,
-        start_new_session=True,
-    ) as child:
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "edge.updating.fetch"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as error:  # no memory or no process left: ordinary on a small board
+        return Reply(state="away", reason=f"no process can be started to ask it: {error.strerror}")
+    with child:
         try:
             out, complaint = _talk(child, msgspec.json.encode(request), until_s)
         finally:
