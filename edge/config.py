@@ -260,6 +260,8 @@ class UpdateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     deadline_s: Annotated[float, Meta(ge=5, le=3600)] = 120.0
     """For all of a check, and for all of a download; a download that it cuts goes on from there the next time."""
 
+    trial_minutes: Annotated[float, Meta(gt=0, le=10_000)] = 30.0
+    """Of judged signal that a new model is tried on at least; while there is less, it waits."""
     probation_hours: Annotated[float, Meta(gt=0, le=720)] = 24.0
     """Of judged signal, for which a new model is watched before it stays."""
     record_hours: Annotated[float, Meta(gt=0, le=168)] = 6.0

@@ -26,6 +26,7 @@ from edge.updating import updater
 from edge.updating.offer import Facts, Offer
 from edge.updating.probation import Action, Before, Probation, Seen
 from edge.updating.probation import Serving as Watch
+from edge.updating.shadow import Limits
 from edge.updating.store import Models, Serving
 from edge.updating.trial import Order, Result, try_out
 from edge.updating.updater import Checked
@@ -114,6 +115,7 @@ class Upgrade:
                     live_head=str(head.resolve()) if head else "",
                     head_out=str(out.resolve()),
                     alarm=self._alarm(),
+                    limits=Limits(minutes=self._config.update.trial_minutes) if self._config.update else Limits(),
                 ),
                 stopping=lambda: self.stopping,
             )

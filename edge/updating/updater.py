@@ -107,7 +107,7 @@ def fetch(config: DeviceConfig, offer: Offer, models: Models, *, now_s: float | 
 
 def _section(config: DeviceConfig) -> UpdateConfig:
     if config.update is None:
-        raise ConfigError("there is no section [update]; docs/howto/update.md says what belongs there")
+        raise ConfigError("there is no section [update]; docs/howto/receive-a-model.md says what belongs there")
     return config.update
 
 

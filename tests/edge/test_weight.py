@@ -19,6 +19,10 @@ HEAVY = (
     "pymodbus",
     "iotcore",
     "hypothesis",
+    "tuf",
+    "securesystemslib",
+    "cryptography",
+    "urllib3",
     "trainer",
     "quantize",
 )
@@ -35,6 +39,7 @@ def loaded_after(code: str) -> set[str]:
     [
         "import edge.agent, edge.bundle, edge.operating.doctor, edge.operating.score, edge.operating.record, edge.testing",
         "import edge.operating.metrics, edge.operating.service",
+        "import edge.updating.offer, edge.updating.rules, edge.updating.store, edge.updating.updater",
         "import amiss",
     ],
 )
@@ -48,6 +53,12 @@ def test_reading_a_recording_takes_nothing_heavy_until_it_is_parquet(tmp_path: P
     assert loaded_after(f"{read}read_recording(Path({str(tmp_path / 'r.csv')!r}))").isdisjoint(HEAVY)
     convert = f"write_recording(Path({str(tmp_path / 'r.parquet')!r}), read_recording(Path({str(tmp_path / 'r.csv')!r})))"
     assert "pyarrow" in loaded_after(read + convert), "the control"
+
+
+def test_updates_load_what_they_need_in_the_child_alone() -> None:
+    ask = "from edge.updating.fetch import Request, answer; "
+    ask += "answer(Request(repository='/nowhere', root='/dev/null', folder='/tmp/amiss-weight', deadline_s=5.0))"
+    assert {"tuf", "cryptography"} <= loaded_after(ask), "the control"
 
 
 def test_the_check_would_notice() -> None:
@@ -77,6 +88,7 @@ def test_the_device_install_asks_for_nothing_heavy() -> None:
     device = needed("amiss", set())
     assert {"numpy", "onnxruntime", "paho-mqtt", "pyserial"} <= device
     assert device.isdisjoint({"torch", "onnx", "scipy", "pandas", "scikit-learn", "sympy", "pydantic", "pyarrow"})
+    assert device.isdisjoint({"tuf", "securesystemslib", "cryptography", "urllib3"})
 
 
 def test_onnxruntime_writes_no_telemetry(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import paho.mqtt.client as paho
@@ -39,13 +39,17 @@ class Sensor:
     def _run(self) -> None:
         part = 0
         while not self._stop.is_set():
-            x = normal(100, seed=part) + self.offset
+            x = self.ordinary(part) + self.offset
             time_ns = 10**18 + (np.arange(100, dtype=np.int64) + 100 * part) * 10_000_000
             played = Recording("r", CHANNELS, time_ns, x)
             play(self.port, played, rate_hz=RATE_HZ, speed=self._speed, stop=self._stop.is_set)
             part += 1
 
-    def __enter__(self) -> "Sensor":
+    def ordinary(self, part: int) -> Any:
+        """(2, 100) of it running normally."""
+        return normal(100, seed=part)
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
