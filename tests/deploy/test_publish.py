@@ -433,6 +433,7 @@ def test_a_device_that_has_only_a_broker(shop: Shop, make: Make, mosquitto: Mosq
     with Listener(mosquitto.port, "amiss-models/#") as listener:
         done = shelf.shelve(Repository(shop.repo), "plant", mosquitto.config())
         assert (done.put, done.cleared) == (5, 0)
+        listener.wait(lambda heard: any(one.topic.endswith("timestamp.json") for one in heard))
         order = [one.topic.rpartition("/")[2] for one in listener.heard if one.payload]
         assert order[1:] == ["1.root.json", "2.targets.json", "2.snapshot.json", "timestamp.json"]
         assert order[0].endswith(".pump-1.amiss")
