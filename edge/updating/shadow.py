@@ -325,10 +325,12 @@ class _Run:
             self._not_finite += int((~finite).sum())
             self.trouble = f"what it says of {self._not_finite} windows is not finite"
         # Some windows, evenly over the recording, to put faults into.
-        first = -self._windows % self._each
-        self._tried.extend(windows.x[first :: self._each].copy())
-        if len(self._tried) > 2 * TRIED:
-            self._tried, self._each = self._tried[::2], 2 * self._each
+        at = -self._windows % self._each
+        while at < len(windows):
+            self._tried.append(windows.x[at].copy())
+            if len(self._tried) > 2 * TRIED:
+                self._tried, self._each = self._tried[::2], 2 * self._each
+            at = _next(self._windows + at, self._each) - self._windows
 
     def _tally(self, verdicts: Verdicts) -> Bool:
         strange: Bool = (verdicts.p_value <= self.pipeline.policy.p_value) & ~verdicts.excused
@@ -464,6 +466,11 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms"
 
 
+def _next(at: int, each: int) -> int:
+    """The next multiple."""
+    return (at // each + 1) * each
+
+
 class _Taken:
     """Windows for a new head, evenly over a recording of unknown length."""
 
@@ -476,13 +483,14 @@ class _Taken:
         self._kept: list[tuple[int, Float32, Outputs]] = []  # end, (C, N), of one window
 
     def add(self, windows: Windows, outputs: Outputs) -> None:
-        first = -self._seen % self._each
-        for i in range(first, len(windows), self._each):
-            part = Outputs(*(getattr(outputs, name)[i : i + 1].copy() for name in OUTPUTS))
-            self._kept.append((int(windows.end_ns[i]), windows.x[i].copy(), part))
+        at = -self._seen % self._each
+        while at < len(windows):
+            part = Outputs(*(getattr(outputs, name)[at : at + 1].copy() for name in OUTPUTS))
+            self._kept.append((int(windows.end_ns[at]), windows.x[at].copy(), part))
+            if len(self._kept) > 2 * self._most:
+                self._kept, self._each = self._kept[::2], 2 * self._each
+            at = _next(self._seen + at, self._each) - self._seen
         self._seen += len(windows)
-        while len(self._kept) > 2 * self._most:
-            self._kept, self._each = self._kept[::2], 2 * self._each
 
     def head(self) -> Head:
         manifest = self._bundle.manifest
