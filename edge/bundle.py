@@ -402,6 +402,12 @@ def _manifest(data: bytes) -> Manifest:
         raise BundleError(f"manifest.json: {error}") from None
     if wanted > AGENT_VERSION:
         raise BundleError(f"made for agent {manifest.minimum_agent} or newer; this is {'.'.join(map(str, AGENT_VERSION))}")
+    if not 0 <= manifest.missing.max_fill <= manifest.window:
+        # What is filled is held in memory: a month's hole at 10 kHz would be all of it, long after the model was accepted.
+        raise BundleError(
+            f"manifest.json: fills holes of up to {manifest.missing.max_fill} samples; a window has {manifest.window}, "
+            "and nothing that long can be filled"
+        )
     try:
         parse(manifest.scorer)
     except ValueError as error:

@@ -223,10 +223,16 @@ class Ring:
         head = _framed(b"H" + msgspec.json.encode(self.about))
         while self._files and self.size + len(head) + len(data) > self.max_bytes:
             self._drop()
-        while len(self._files) > 1 and self._position - self._files[1].position > self.hours * 3600 * self.about.rate_hz:
+        most = self.hours * 3600 * self.about.rate_hz
+        while len(self._files) > 1 and self._position - self._files[1].position > most:
             self._drop()
         file = self._files[-1] if self._files else None
-        if file is None or self._descriptor is None or file.size + len(data) > max(self.max_bytes // FILES, PAGE):
+        if (
+            file is None
+            or self._descriptor is None
+            or file.size + len(data) > max(self.max_bytes // FILES, PAGE)
+            or (file.size and self._first - file.position >= most / FILES)
+        ):
             self._shut()
             self.folder.mkdir(parents=True, exist_ok=True)
             file = _File(self._files[-1].number + 1 if self._files else 1, self._first, 0)

@@ -67,7 +67,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     limits: Limits = Limits()
     memory_bytes: int = 1024 * MEBIBYTE
     """Of address space, libraries included; those take 400 MB of it."""
-    cpu_s: int = 900
+    open_s: int = 60
+    """Of processor time, up to the end of the self-test; a large model takes some seconds on a small board."""
+    cpu_s: int = 1200
+    """In all. No less than the deadline: how much of the recording is judged goes by time."""
     deadline_s: float = 1200.0
     nice: int = 10
 
@@ -204,14 +207,16 @@ def _limit(order: Order) -> None:
     signal.alarm(max(1, round(order.deadline_s)) + 5)  # should the parent die first
     for kind, limit in (
         (resource.RLIMIT_AS, order.memory_bytes),
-        (resource.RLIMIT_CPU, order.cpu_s),
         (resource.RLIMIT_FSIZE, WRITTEN),
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(kind)
         most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        # At the softer limit of processor time comes a signal that says why, at the harder one SIGKILL.
-        resource.setrlimit(kind, (most, most + 5 if kind == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else most))
+        resource.setrlimit(kind, (most, most))
+    # At the softer limit comes a signal that says why, at the harder one SIGKILL.
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    most = order.cpu_s + 5 if hard == resource.RLIM_INFINITY else min(order.cpu_s + 5, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (min(order.open_s, order.cpu_s, most), most))
     with contextlib.suppress(OSError):  # where memory runs out all the same, this process goes and not the agent
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -223,7 +228,14 @@ def main() -> int:
     os.dup2(2, 1)
     order = msgspec.json.decode(line, type=Order)
     _limit(order)
-    result = msgspec.structs.replace(judge(order), peak_bytes=_peak_bytes())
+
+    def at(stage: str) -> None:
+        if stage == "fit":
+            _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (min(order.cpu_s, hard), hard))
+        _tell(stage)
+
+    result = msgspec.structs.replace(judge(order, at), peak_bytes=_peak_bytes())
     data = msgspec.json.encode(result) + b"\n"
     while data:
         data = data[os.write(out, data) :]

@@ -40,6 +40,7 @@ def loaded_after(code: str) -> set[str]:
         "import edge.agent, edge.bundle, edge.operating.doctor, edge.operating.score, edge.operating.record, edge.testing",
         "import edge.operating.metrics, edge.operating.service",
         "import edge.updating.offer, edge.updating.rules, edge.updating.store, edge.updating.updater",
+        "import edge.updating.trial, edge.updating.probation, edge.updating.ring",
         "import amiss",
     ],
 )
