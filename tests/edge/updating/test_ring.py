@@ -219,7 +219,7 @@ def test_no_day_writes_more_than_the_budget(tmp_path: Path, budget: int, monkeyp
             written, day_s = 0, clock.now_s
     assert max(spent) <= budget * (clock.now_s / 2 / 86400 + 0.1)
     assert min(spent) > 0.5 * budget, "the control: it would spend it"
-    assert 0.95 * told < really[0] <= told
+    assert 0.8 * told < really[0] <= told
     assert sum(path.stat().st_size for path in tmp_path.glob("*")) <= 20 * MEGA
 
 
