@@ -51,7 +51,8 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
     """Samples, of the new model."""
     rate_hz: float
     latency_s: float
-    """Median for one window of the new model, in shadow; with this machine's other work it may take twice as long."""
+    """Median for one window of the new model, in shadow; with this machine's other work it may take twice as long.
+    0: not known."""
 
     @property
     def hop_s(self) -> float:
@@ -217,7 +218,7 @@ class Serving:
         hop_s = self.before.hop_s
         if median > self.probation.of_hop * hop_s:
             return f"takes {1e3 * median:.3g} ms for a window, {1e3 * hop_s:.3g} ms pass between two"
-        if median > 0.05 * hop_s and median > self.probation.slower * self.before.latency_s:
+        if self.before.latency_s and median > max(0.05 * hop_s, self.probation.slower * self.before.latency_s):
             return f"takes {1e3 * median:.3g} ms for a window, {1e3 * self.before.latency_s:.3g} ms in shadow"
         return ""
 

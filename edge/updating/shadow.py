@@ -35,7 +35,6 @@ from edge.scoring.commission import fit_head
 from edge.scoring.inject import inject, usual_spread
 from edge.sensing.health import Usual
 from edge.signal import Bool, Float32, Int64, Samples, Windows
-from edge.updating.probation import Before
 
 TIMED = 200
 """Windows that are judged one by one, as they come live, and timed; all others many at a time."""
@@ -219,22 +218,6 @@ def compare(
         only_live=int(counts[2]),
         only_candidate=int(counts[1]),
         neither=int(counts[0]),
-    )
-
-
-def known(report: ShadowReport, candidate: Manifest) -> Before:
-    """What probation holds the candidate against, once it serves. ValueError for one that judged nothing."""
-    side = report.candidate
-    if side is None or not side.windows:
-        raise ValueError("nothing is known of a model that judged nothing")
-    return Before(
-        hours=side.hours,
-        alarms=max(side.episodes, report.live.episodes),
-        strange_share=max(side.strange_share, side.promised),
-        window=candidate.window,
-        hop=candidate.hop,
-        rate_hz=candidate.rate_hz,
-        latency_s=side.latency_s.get("median", 0.0),
     )
 
 

@@ -1,5 +1,6 @@
 """After the switch: bad models go, soon; good ones stay, and how many do not is counted."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -78,6 +79,12 @@ def test_what_fails_or_is_slow_goes_at_once(seen: Seen, says: str) -> None:
 
 def test_somewhat_slower_than_in_shadow_is_the_other_work_of_the_machine() -> None:
     assert Serving(BEFORE).update(minute(latency_s=0.0035)).action == "go on"
+
+
+def test_where_no_shadow_was_only_half_of_the_hop_counts() -> None:
+    unknown = msgspec.structs.replace(BEFORE, hours=0.0, alarms=0, latency_s=0.0)
+    assert Serving(unknown).update(minute(latency_s=0.02)).action == "go on"
+    assert Serving(unknown).update(minute(latency_s=0.05)).action == "roll back"
 
 
 def test_a_model_that_says_nothing_goes_and_a_sensor_that_says_nothing_does_not_count() -> None:
