@@ -21,6 +21,7 @@ from edge.delivery.homeassistant import components
 from edge.delivery.mqtt import MqttSink
 from edge.operating.requests import BODIES
 from edge.sensing.recordings import write_recording
+from edge.updating.workflow import Progress
 
 TEXT = (Path(__file__).parent.parent / "docs" / "mqtt.md").read_text()
 NODE = "pump-7"
@@ -52,6 +53,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     "state": topics.StatePayload,
     "event": topics.EventPayload,
     "response": topics.Response,
+    "update": Progress,
 }
 PAYLOADS: dict[str, Any] = STRUCTS | {"events": list[topics.EventPayload]}
 REQUESTS: dict[str, Any] = BODIES | {"ack": topics.AckRequest}  # the latter is answered by the delivery itself
@@ -121,7 +123,7 @@ def test_the_check_finds_a_field_that_does_not_exist() -> None:
         test_an_example_is_what_the_program_means_by_it(wrong)
 
 
-@pytest.mark.parametrize("kind", ["info", "health", "state", "event"])
+@pytest.mark.parametrize("kind", ["info", "health", "state", "event", "update"])
 def test_every_field_is_explained(kind: str) -> None:
     unexplained = [
         name for name in STRUCTS[kind].__struct_fields__ if not re.search(rf"[`.…]{name}(`|\.)", TEXT.replace("<stream>", ""))
