@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from edge.scoring.backends import Outputs
 from edge.scoring.reference import Reference, grouped, quantities
@@ -112,9 +113,10 @@ class Memory:
         """(B,) → (B,): 0, which is ordinary, for windows like a prototype; all others as they are."""
         if self._ready is None or self._reference is None:
             return score
-        asked = np.flatnonzero(score > self._reference.score[2])
-        if not len(asked):
+        above = score > self._reference.score[2]
+        if not above.any():
             return score
+        asked = np.flatnonzero(above)
         known = self._ready.like(self._reference, outputs if len(asked) == len(score) else outputs.part(asked))
         if not known.any():
             return score
@@ -198,20 +200,26 @@ class _Ready:
 
     def like(self, reference: Reference, outputs: Outputs) -> Bool:
         """(B,) whether each window is like one of them."""
-        z, e = reference.standardised(quantities(outputs)), reference.embedded(outputs)
-        ordinary = grouped(z, e) <= reference.limit  # (B, G)
-        found = np.zeros(len(z), bool)
-        squares = (WIDER * reference.near[-1]) ** 2 * np.float32(self.e.shape[1])
-        limit, untouched = WIDER * reference.near[:-1], self.untouched
-        for i in range(len(z)):  # window by window, or a burst would take as much memory as prototypes times windows
+        e = reference.embedded(outputs)
+        found = np.zeros(len(e), bool)
+        size = np.float32(e.shape[1])
+        squares = (WIDER * reference.near[-1]) ** 2 * size
+        calm = np.sqrt(np.einsum("bd,bd->b", e, e) / size) <= reference.limit[-1]
+        near: list[tuple[int, npt.NDArray[np.intp]]] = []  # windows, and the prototypes whose embedding is near
+        for i in range(len(e)):  # one by one, or a burst would take as much memory as prototypes times windows
             away = self.e - e[i]
-            near = np.einsum("pd,pd->p", away, away) <= squares
-            if ordinary[i, -1]:
-                near |= untouched[:, -1]
-            some = np.flatnonzero(near)  # few, so that the channels are compared with few
-            if len(some):
-                close = np.abs(self.z[some] - z[i]).max(axis=1) <= limit
-                found[i] = (close | (untouched[some, :-1] & ordinary[i, :-1])).all(axis=1).any()
+            close = np.einsum("pd,pd->p", away, away) <= squares
+            if calm[i]:
+                close |= self.untouched[:, -1]
+            if close.any():
+                near.append((i, np.flatnonzero(close)))
+        if not near:
+            return found  # as nearly always, and the channels need not be looked at
+        z = reference.standardised(quantities(outputs))
+        limit, ordinary = WIDER * reference.near[:-1], np.abs(z).max(axis=1) <= reference.limit[:-1]
+        for i, some in near:
+            close = np.abs(self.z[some] - z[i]).max(axis=1) <= limit
+            found[i] = (close | (self.untouched[some, :-1] & ordinary[i])).all(axis=1).any()
         return found
 
 
