@@ -717,6 +717,46 @@ def publish(
     _print(data, lines, as_json)
 
 
+@app.command()
+def push(
+    group: Annotated[list[str] | None, typer.Option(help="Devices of this group.", show_default=False)] = None,
+    device: Annotated[list[str] | None, typer.Option(help="The device of this name.", show_default=False)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A file with a table [mqtt], as in device.toml.", show_default=False)
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(metavar="HOST[:PORT]", help="Instead of what the file says.", show_default=False)
+    ] = None,
+    watch: Annotated[
+        float, typer.Option(metavar="MINUTES", help="Stay until every device has decided, at most so long.", min=0)
+    ] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Tell devices to look for a new model now, and show what each makes of it. Without --group and --device: all of them.
+
+    The model itself was signed by `amiss publish`; each device tries it on its own data, and decides by itself.
+    Exit code 1: one did not answer, or did not keep what it was offered.
+    """
+    from deploy import push as pushing
+    from edge import config as configs
+    from edge.errors import UsageError
+
+    if config is None and broker is None:
+        raise UsageError("--config FILE with a table [mqtt], or --broker HOST: where the devices are heard")
+
+    def tell(row: pushing.Row) -> None:
+        if watch and not as_json:
+            _say(pushing.line(row))
+
+    rows = pushing.push(
+        configs.load_mqtt(config, broker), groups=group or (), devices=device or (), token=configs.load_token(config),
+        watch_s=60 * watch, said=tell,
+    )  # fmt: skip
+    _print(pushing.as_data(rows), pushing.table(rows), as_json)
+    if any(row.failed for row in rows):
+        raise typer.Exit(1)
+
+
 def _days(given: list[str] | None) -> dict[str, float]:
     from deploy.keyfiles import ROLES
     from edge.errors import UsageError

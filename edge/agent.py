@@ -205,7 +205,12 @@ class Agent:
                 clock=self._clock,
             )
             self._updates = Updates(
-                self.models, self._upgrade, self._tell_progress, poll_every_s=config.update.poll_every_s, clock=monotonic
+                self.models,
+                self._upgrade,
+                self._tell_progress,
+                poll_every_s=config.update.poll_every_s,
+                group=config.update.group,
+                clock=monotonic,
             )
 
     @property

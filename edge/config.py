@@ -366,6 +366,23 @@ def load_mqtt(path: Path | None, broker: str | None, environ: Mapping[str, str] 
         raise ConfigError(f"{where}: mqtt{at.rstrip('`')}: {message[0].lower()}{message[1:]}") from None
 
 
+def load_token(path: Path | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """`requests.token` alone, for who asks devices for something: of a file, or of AMISS_REQUESTS__TOKEN(_FILE).
+
+    Raises `NoInputError` and `ConfigError` like `load`.
+    """
+    where = str(path or "environment")
+    try:
+        data = _substitute({"requests": tomllib.loads(_text(path) if path else "").get("requests", {})}, environ, where)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    _merge(data, {"requests": _from_environment(environ, Path(where)).get("requests", {})})
+    token = data["requests"].get("token")
+    if token is not None and not isinstance(token, str):
+        raise ConfigError(f"{where}: requests.token: expected text")
+    return token
+
+
 def parse(data: Any, where: str = "configuration") -> DeviceConfig:
     """Validated configuration from plain dicts; raises `ConfigError`."""
     refuse_unknown_keys(data, DeviceConfig, where, "")

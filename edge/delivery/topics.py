@@ -71,6 +71,11 @@ def update(node: str) -> str:
     return _topic(node, "update")
 
 
+def of_all(*rest: str) -> str:
+    """What all devices say under such a topic; to be subscribed to."""
+    return "/".join(("amiss", "+", *rest))
+
+
 def requests(node: str) -> str:
     """What the device subscribes to."""
     return f"{_topic(node, 'request')}/+"

@@ -54,6 +54,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why the last one was not taken, or was taken back; what is waited for; in one line."""
     bad: int = 0
     """Models that were found bad here."""
+    group: str = ""
+    """Of devices, that this one belongs to."""
 
 
 class Device(Protocol):
@@ -90,12 +92,13 @@ class Updates:
         tell: Callable[[Progress], None],
         *,
         poll_every_s: float,
+        group: str = "",
         clock: Callable[[], float] = time.monotonic,
         look_s: float = LOOK_S,
         first_s: float = FIRST_S,
     ) -> None:
         self._models, self._device, self._tell = models, device, tell
-        self._poll_every_s, self._clock, self._look_s = poll_every_s, clock, look_s
+        self._poll_every_s, self._group, self._clock, self._look_s = poll_every_s, group, clock, look_s
         self._due_s = clock() + first_s
         self._wake = threading.Event()
         self._stopping = False
@@ -244,4 +247,5 @@ class Updates:
             version=offer.version if offer else "",
             reason=self._reason,
             bad=len(self._models.bad),
+            group=self._group,
         )
