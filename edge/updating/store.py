@@ -67,7 +67,8 @@ _SCHEMA = (
         trying   INTEGER NOT NULL,        -- pending is the one that runs
         tries    INTEGER NOT NULL,        -- starts since it does
         floor    INTEGER NOT NULL,        -- highest number ever committed
-        time_s   REAL NOT NULL            -- newest signed time seen, epoch
+        time_s   REAL NOT NULL,           -- newest signed time seen, epoch
+        sha256   TEXT NOT NULL            -- of all of it: SQLite does not notice a flipped bit in a value
     ) STRICT""",
     "CREATE TABLE bad (digest TEXT PRIMARY KEY, reason TEXT NOT NULL, sequence INTEGER NOT NULL) STRICT",
 )
@@ -221,6 +222,14 @@ class Models:
 
     # Files.
 
+    def holds(self, digest: str) -> bool:
+        """Its file is in the store, and whole; and it stays there for now, staged or not."""
+        with self._lock:
+            if not self._is_whole(digest):
+                return False
+            self._fresh.add(digest)
+            return True
+
     def room_for(self, size: int) -> None:
         """Raises `StorageError` when so many bytes more would leave too little on the disk. Nothing is written."""
         with _disk(self.folder):
@@ -238,10 +247,9 @@ class Models:
         """
         path = self.path(digest)
         with self._lock, _disk(self.store):
-            if self._is_whole(digest):
+            if self.holds(digest):
                 if isinstance(source, Path) and source.parent == self.incoming:
                     source.unlink(missing_ok=True)
-                self._fresh.add(digest)
                 return path
             if isinstance(source, Path) and source.parent == self.incoming:
                 self._adopt(source, digest)
@@ -350,7 +358,7 @@ class Models:
         """The newest signed time seen; an older one changes nothing. It is kept to the hour, to spare the disk."""
         with self._lock:
             if time_s >= self._state.time_s + 3600.0:
-                self._change(time_s=time_s)
+                self._change(time_s=float(time_s))
 
     def start(self) -> Serving:
         """What to run now that the agent starts: counts the start of a model on trial, and takes it back after `MOST_TRIES`.
@@ -426,7 +434,8 @@ class Models:
             )
             names = [model.digest if model is not None else None for model in (new.active, new.previous, new.pending)]
             self._connection.execute(
-                "INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?)", (*names, new.trying, new.tries, new.floor, new.time_s)
+                "INSERT INTO state VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*names, new.trying, new.tries, new.floor, new.time_s, _sum(new)),
             )
             self._connection.execute("COMMIT")
         except BaseException:
@@ -477,6 +486,9 @@ class Models:
                 raise _Damaged(found)
             state = _read(connection)
             connection.execute("COMMIT")
+        except UnicodeDecodeError as error:  # Python's, of SQLite's message about bytes that are no text
+            connection.close()
+            raise _Damaged(str(error)) from None
         except BaseException:
             connection.close()
             raise
@@ -504,7 +516,7 @@ class Models:
                     with contextlib.suppress(OSError):
                         entry.unlink()
         with contextlib.suppress(OSError):
-            unfinished = sorted(self.incoming.iterdir(), key=lambda entry: entry.stat().st_mtime)
+            unfinished = sorted(self.incoming.glob("*.amiss*"), key=lambda entry: entry.stat().st_mtime)
             for entry in unfinished[:-1]:
                 with contextlib.suppress(OSError):
                     entry.unlink()
@@ -541,7 +553,7 @@ class _Damaged(sqlite3.DatabaseError):
 
 def _read(connection: sqlite3.Connection) -> State | None:
     """None: of a new file. Raises `_Damaged` for rows that no version of ours has written."""
-    rows = connection.execute("SELECT active, previous, pending, trying, tries, floor, time_s FROM state").fetchall()
+    rows = connection.execute("SELECT active, previous, pending, trying, tries, floor, time_s, sha256 FROM state").fetchall()
     if not rows:
         return None
     try:
@@ -549,8 +561,8 @@ def _read(connection: sqlite3.Connection) -> State | None:
             row[0]: msgspec.convert(dict(zip(("digest", "number", "name", "version"), row, strict=True)), Model)
             for row in connection.execute("SELECT digest, number, name, version FROM model")
         }
-        active, previous, pending, trying, tries, floor, time_s = rows[0]
-        return State(
+        active, previous, pending, trying, tries, floor, time_s, said = rows[0]
+        state = State(
             active=None if active is None else models[active],
             previous=None if previous is None else models[previous],
             pending=None if pending is None else models[pending],
@@ -560,8 +572,15 @@ def _read(connection: sqlite3.Connection) -> State | None:
             time_s=time_s,
             bad=dict(connection.execute("SELECT digest, reason FROM bad ORDER BY sequence").fetchall()),
         )
-    except (KeyError, msgspec.ValidationError) as error:
+        if _sum(state) != said:
+            raise _Damaged("not the values that were written")
+        return state
+    except (KeyError, TypeError, ValueError) as error:  # those of msgspec are ValueErrors
         raise _Damaged(f"rows that make no sense: {error}") from None
+
+
+def _sum(state: State) -> str:
+    return hashlib.sha256(msgspec.json.encode(state)).hexdigest()
 
 
 def _joined(found: State | None, copy: State | None) -> State:
@@ -599,8 +618,18 @@ def _noted(bad: dict[str, str], more: dict[str, str]) -> dict[str, str]:
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
     if isinstance(error, _Damaged):
         return True
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)  # the last: a table is not there
+    # Everything that is not about the disk, the rights or somebody else: a damaged file has many ways to say so.
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF not in (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_NOMEM,
+    )
 
 
 @contextlib.contextmanager

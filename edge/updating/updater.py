@@ -81,6 +81,8 @@ def fetch(config: DeviceConfig, offer: Offer, models: Models, *, now_s: float | 
     update = _section(config)
     if offer.size > update.max_bytes:
         raise UnfitError(f"model {offer.number} has {offer.size} bytes; `update.max_bytes` is {update.max_bytes}")
+    if models.holds(offer.digest):
+        return models.path(offer.digest)
     into = models.incoming / f"{offer.digest}.amiss"
     part = into.with_name(f"{into.name}.part")
     have = part.stat().st_size if part.is_file() else 0

@@ -252,6 +252,18 @@ def test_a_database_that_others_have_written_is_moved_aside(tmp_path: Path) -> N
         pass
 
 
+def test_a_value_that_changed_by_itself_is_noticed(tmp_path: Path) -> None:
+    """SQLite's own check does not: a floor too high would keep every new model out for good."""
+    with opened(tmp_path) as models:
+        install(models, 1)
+    with sqlite3.connect(tmp_path / "models/models.db") as connection:
+        connection.execute("UPDATE state SET floor = 1000000")
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+    with opened(tmp_path) as models:
+        assert (models.floor, models.moved_aside) == (1, 1)
+
+
 def test_a_database_from_before_the_last_commit_does_not_bring_back_the_old_model(tmp_path: Path) -> None:
     with opened(tmp_path) as models:
         install(models, 1)

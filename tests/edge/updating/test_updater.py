@@ -111,6 +111,8 @@ def test_from_a_stick(tuf: Tuf, models: Models, tmp_path: Path) -> None:
     path = updater.fetch(settings, found.chosen, models)
     assert path.read_bytes() == MODEL
     assert list(models.incoming.iterdir()) == []
+    shutil.rmtree(tmp_path / "stick/targets")
+    assert updater.fetch(settings, found.chosen, models) == path, "what is there is not fetched again"
     install(models, settings)
     assert updater.check(config(tuf, tmp_path, f"file://{tmp_path}/stick"), FACTS, models).chosen is None
 
