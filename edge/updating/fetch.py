@@ -363,7 +363,10 @@ def _interface(ours: Fetcher) -> "FetcherInterface":
             return ours._fetch(url)
 
         def resume(self, url: str, at: int) -> tuple[int, Iterator[bytes]]:
-            return ours.resume(url, at)
+            try:
+                return ours.resume(url, at)
+            except (OSError, ValueError) as error:  # as `fetch` of the base class does: it is not our disk that fails
+                raise _broken(f"{url}: {_cause(error)}") from error
 
     return Interface()
 

@@ -16,8 +16,9 @@ def loaded(place: Path, lines: str, environ: dict[str, str] | None = None) -> co
 
 
 @pytest.mark.parametrize(
-    "repository", ["https://models.example.org/pumps", "http://10.0.0.1:8000", "/media/usb/models", "file:///srv/models", "mqtt:pumps"]
-)  # fmt: skip
+    "repository",
+    ["https://models.example.org/pumps", "http://10.0.0.1:8000", "/media/usb/models", "file:///srv/models", "mqtt:pumps"],
+)
 def test_where_models_may_come_from(tmp_path: Path, repository: str) -> None:
     assert loaded(tmp_path, f'repository = "{repository}"').repository == repository
 
