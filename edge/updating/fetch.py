@@ -20,6 +20,7 @@ python-tuf 7 judges signatures, versions, hashes and expiry. What it leaves to o
 
 import contextlib
 import importlib.util
+import math
 import os
 import resource
 import shutil
@@ -211,8 +212,10 @@ class Repository:
             if isinstance(lasts, int | float | str):
                 with contextlib.suppress(ValueError, OverflowError):
                     online = (stamp.expires - timedelta(days=float(lasts))).timestamp()
-        # Nobody signs what has expired already.
-        return min(offline, targets.expires.timestamp()), min(online, stamp.expires.timestamp())
+        # Nobody signs what has expired already, and nothing is newer than the timestamp that leads to it: a bundle that was
+        # built by a clock that is ahead says a time that nobody has seen yet.
+        online = min(online, stamp.expires.timestamp())
+        return min(offline, online or math.inf, targets.expires.timestamp()), online
 
     @property
     def version(self) -> int:

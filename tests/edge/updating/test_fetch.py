@@ -128,6 +128,10 @@ def test_who_signed_when_is_told(tuf: Tuf, tmp_path: Path) -> None:
     tuf.publish()
     found = ask(tuf, tmp_path)
     assert (found.offline_s, found.online_s) == (earlier.timestamp(), NOW.timestamp())
+    tuf.offer(3, created=(NOW + timedelta(days=10)).isoformat())
+    tuf.publish()
+    found = ask(tuf, tmp_path)
+    assert found.offline_s == NOW.timestamp(), "built by a clock that is ahead"
     del tuf.timestamp.unrecognized_fields["x-amiss-signed"]
     tuf.root.unrecognized_fields["x-amiss-days"] = {"timestamp": 31}
     tuf.root.version += 1
@@ -314,7 +318,7 @@ def test_the_control_without_signatures_and_hashes_mutants_are_believed(
         (TargetFile, "verify_length_and_hashes"),
     ):
         monkeypatch.setattr(kind, check, lambda *_: None)
-    assert try_mutants(tuf, tmp_path, 400)[2] > 0
+    assert try_mutants(tuf, tmp_path, 100)[2] > 0
 
 
 def try_mutants(tuf: Tuf, place: Path, mutants: int) -> tuple[int, int, int]:
