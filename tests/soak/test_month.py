@@ -249,7 +249,10 @@ port = "/dev/null"
         """Something else than the clock is on: a level that begins or ends to be another one, or creeps."""
         day = hour / 24
         edges = [edge + 0.5 for shift in SHIFTS for edge in shift]
-        return hour in KILLED or any(abs(day - edge) < 0.1 for edge in edges) or DRIFT[0] <= day < DRIFT[1] + 0.1
+        commissioned = COMMISSIONED <= hour <= COMMISSIONED + 3  # the episode that lasts ends with it
+        return (
+            hour in KILLED or commissioned or any(abs(day - edge) < 0.1 for edge in edges) or DRIFT[0] <= day < DRIFT[1] + 0.1
+        )
 
 
 def slope(rows: list[dict[str, Any]], name: str, settled_h: int) -> float:
