@@ -428,6 +428,9 @@ class Outbox:
             awaiting = connection.execute("SELECT count(*) FROM sent").fetchone()[0]
             self._untold = {topic for (topic,) in connection.execute("SELECT topic FROM loss")}
             connection.execute("COMMIT")
+        except UnicodeDecodeError as error:  # Python's, of SQLite's message about bytes that are no text
+            connection.close()
+            raise _Damaged(str(error)) from None
         except BaseException:
             connection.close()
             raise
@@ -791,7 +794,7 @@ def look(path: Path) -> Backlog:
                 parked = connection.execute("SELECT count(*) FROM record WHERE reason IS NOT NULL").fetchone()[0]
                 last = connection.execute("SELECT reason FROM record WHERE reason IS NOT NULL ORDER BY time_ns DESC LIMIT 1")
                 reason = (last.fetchone() or ("",))[0]
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise StorageError(f"{path}: damaged ({error}); the agent moves it aside at its next start and goes on") from None
         except OSError as error:
             raise StorageError(f"{path}: cannot be read: {error.strerror}; run this as root") from None
