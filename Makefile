@@ -14,7 +14,7 @@ help:  ## show this
 demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compress, run on a serial port, alert over MQTT
 	@$(BIN)/amiss demo
 
-# Two at a time: most tests wait for a broker, a port or a process of their own for much of their time.
+# Two at a time, as in `soak`: most tests wait for a broker, a port or a process of their own for much of their time.
 test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -22,8 +22,8 @@ arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
 
-soak: $(VENV)/.dev mosquitto chromium strace  ## what only shows after very many samples; takes minutes
-	@$(BIN)/python -m pytest -m soak
+soak: $(VENV)/.dev mosquitto chromium strace  ## what only shows after very many samples, kills and days; docs/reliability.md
+	@$(BIN)/python -m pytest -m soak -n 2 --dist worksteal --durations=0 --durations-min=1
 
 check: $(VENV)/.dev  ## style, types, who may import whom
 	@$(BIN)/ruff check .
@@ -31,8 +31,10 @@ check: $(VENV)/.dev  ## style, types, who may import whom
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## the agent against a hand-written loop and against the bare runtime
+bench: $(VENV)/.dev  ## the agent against a hand-written loop and the bare runtime; what reliability costs; many streams
 	@$(BIN)/python -m benchmarks.agent
+	@$(BIN)/python -m benchmarks.reliability
+	@$(BIN)/python -m benchmarks.streams
 
 bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is simple; $AMISS_DATA holds the sets
 	@$(BIN)/python -m benchmarks.detect
