@@ -281,7 +281,10 @@ def lateness(setup: Setup) -> Json:
     strange = 8 * models.signal(shape, (spare + count) * shape.frame, seed=7)
     port = wire.Port()
     player = wire.Player(port, wire.frames(shape, strange), shape.frame / shape.rate_hz)
-    config = setup.config(port.name, f"pending_windows = 1\nclear_windows = 1\ncool_down_s = 0\nupdate_every_s = {UPDATE_S}")
+    config = setup.config(
+        port.name,
+        f"pending_windows = 1\nclear_windows = 1\ncool_down_s = 0\nupdate_every_s = {UPDATE_S}\nlongest_update_s = {UPDATE_S}",
+    )
     with watch(setup.broker) as seen:
         process = setup.spawn("benchmarks.inside", "latency", str(config), str(SHAPES.index(shape)))
         state = topics.state(NODE, STREAM)
