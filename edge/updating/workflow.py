@@ -23,7 +23,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from edge.errors import AmissError, ConfigError, RepositoryAwayError, UnfitError, UntrustedError
+from edge.errors import AmissError, BundleError, ConfigError, RepositoryAwayError, UnfitError, UntrustedError
 from edge.updating.offer import Offer
 from edge.updating.store import Models, Serving
 from edge.updating.updater import Checked
@@ -140,7 +140,12 @@ class Updates:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                self.turn()
+                try:
+                    self.turn()
+                except AmissError as error:  # a disk that is full, say: the machine is watched, whatever becomes of its models
+                    if str(error) != self._reason:  # it is tried again every second
+                        log.warning("updates: %s", error)
+                    self._show(self.progress.step, str(error))
                 self._wake.wait(self._look_s)
                 self._wake.clear()
         except BaseException as error:
@@ -150,8 +155,8 @@ class Updates:
     def turn(self) -> None:
         """Do what is due: take back, judge who is on probation, look for a new one."""
         if (reason := self._back) is not None:
-            self._back = None
             self._take_back(reason)
+            self._back = None
         elif self._serving.role == "trial":
             self._judge()
         elif self._clock() >= self._due_s:
@@ -166,9 +171,13 @@ class Updates:
             self._show("idle", checked.reason or next((why for _, why in checked.unfit), self._reason))
             return
         self._offer = offer
-        self._show("fetching")
+        self._show("fetching", "")  # what was said of another one is over
+        lost = offer.digest == self._models.lost
         try:
             candidate = self._device.fetch(offer)
+            if lost:  # it has proved itself here before
+                self._return()
+                return
             self._show("trying")
             outcome, reason = self._device.trial(candidate)
             if outcome == "unknown":
@@ -182,10 +191,21 @@ class Updates:
                 self._switch()
         except RepositoryAwayError as error:
             self._show("idle", str(error))
-        except (UntrustedError, UnfitError, ConfigError) as error:
+        except (UntrustedError, UnfitError, ConfigError, BundleError) as error:
             log.warning("model %d is not taken: %s", offer.number, error)
             self._offer = None
             self._show("idle", f"model {offer.number} is not taken: {error}")
+        except AmissError as error:  # of this device, not of the model
+            log.warning("model %d waits: %s", offer.number, error)
+            self._show("idle", f"model {offer.number} waits: {error}")
+
+    def _return(self) -> None:
+        """The active model's file was lost, and is there again."""
+        serving = self._models.serve()
+        self._device.run(serving)
+        self._serving, self._offer = serving, None
+        log.info("model %d is there again", serving.number)
+        self._show("idle", "")
 
     def _wait_for_quiet(self) -> None:
         until_s = self._clock() + PATIENCE_S

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from edge.channel import ChannelSpec
-from edge.errors import BundleError, RepositoryAwayError, UntrustedError
+from edge.errors import BundleError, RepositoryAwayError, StorageError, UntrustedError
 from edge.updating.offer import Offer
 from edge.updating.store import Models, Serving
 from edge.updating.updater import Checked
@@ -80,7 +80,12 @@ class Pump:
         if self.trouble is not None:
             return Checked("away", str(self.trouble))
         models = self.models
-        fit = [one for one, _ in self.offers if one.number > models.floor and one.digest not in models.bad]
+        known = models.bad
+        fit = [
+            one
+            for one, _ in self.offers
+            if one.digest == models.lost or (one.number > models.floor and one.digest not in known)
+        ]
         return Checked("ok", chosen=max(fit, key=lambda one: one.number, default=None))
 
     def fetch(self, wanted: Offer) -> Path:
@@ -227,6 +232,72 @@ def test_a_person_takes_it_back_without_a_network(pump: Pump) -> None:
     pump.updates.roll_back("asked for")
     pump.turns()
     assert "there is none before it" in pump.last.reason
+
+
+def test_a_disk_that_is_full_is_waited_for(pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
+    pump.put(1)
+
+    def full(*_: object) -> None:
+        raise StorageError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pump, "fetch", full)
+        pump.turns(2)
+    assert (pump.last.step, pump.last.reason) == ("idle", "model 1 waits: disk full")
+    assert not pump.models.bad
+    pump.turns()
+    assert pump.last.step == "probation"
+    pump.says = "commit", "as good as before"
+    with monkeypatch.context() as patch:
+        patch.setattr(pump.models, "commit", full)
+        with pytest.raises(StorageError):
+            pump.turns()
+    pump.turns()
+    assert (pump.last.step, pump.last.number, pump.models.floor) == ("idle", 1, 1)
+    pump.updates.roll_back("a person")
+    with monkeypatch.context() as patch:
+        patch.setattr(pump.models, "roll_back", full)
+        with pytest.raises(StorageError):
+            pump.turns()
+    pump.turns()
+    assert pump.last.number == 0, "what a person wants is not forgotten over it"
+
+
+def test_what_a_turn_raises_is_told_and_ends_nothing(pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def full() -> None:
+        calls.append(1)
+        if len(calls) < 4:
+            raise StorageError("disk full")
+        pump.updates.stop(0.0)
+
+    monkeypatch.setattr(pump.updates, "turn", full)
+    pump.updates._run()
+    pump.updates.check()
+    assert (len(calls), [progress.reason for progress in pump.told]) == (4, ["disk full"])
+
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pump.updates, "_stopping", False)
+    monkeypatch.setattr(pump.updates, "turn", bug)
+    pump.updates._run()
+    with pytest.raises(ZeroDivisionError):
+        pump.updates.check()
+
+
+def test_a_model_whose_file_was_lost_is_fetched_and_runs_without_another_trial(pump: Pump) -> None:
+    one = pump.put(1)
+    pump.turns()
+    pump.says = "commit", "as good as before"
+    pump.turns()
+    pump.models.path(one.digest).unlink()
+    pump.again()
+    pump.turns()
+    assert pump.tried == [one.digest]
+    assert pump.ran == [1, 1]
+    assert (pump.last.step, pump.last.number, pump.last.digest) == ("idle", 1, one.digest)
 
 
 @pytest.mark.parametrize("trouble", [RepositoryAwayError("gone"), UntrustedError("not signed")])
