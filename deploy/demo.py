@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy import brokers, machine, picture, stage
+from deploy import brokers, machine, picture, pushes, stage
 from deploy.stage import NODE, STREAM, DemoResult, say, step
 from edge.bundle import Bundle
 from edge.delivery import topics
@@ -43,6 +43,8 @@ LIVE_NORMAL_S, LIVE_FAULT_S = 15.0, 20.0
 """What the agent sees live before and after the fault begins."""
 UNSEEN_S = 1800.0
 """Normal running that nobody has seen, scored afterwards to count false alarms."""
+MENDED_S = 300.0
+"""After a fault: the winding has cooled down, and nothing of it shows any more."""
 REPLAY_S = 60.0
 """A recording is played fast enough to take this long."""
 LAST_WORD_S = 3.0
@@ -60,7 +62,10 @@ class Story:
 
 
 def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
-    """Simulate, learn, compress, run, inject `fault`, alert. It fails when no alert comes, or one comes before the fault."""
+    """Simulate, learn, compress, run, inject `fault`, alert; then push a better model and two bad ones.
+
+    It fails when no alert comes, or one comes before the fault, or a push does not end as it should.
+    """
     check_fault(fault)
     folder = stage.folder(out)
     source = Machine(seed)
@@ -79,7 +84,14 @@ def on_simulation(*, out: Path, fault: str, seed: int) -> DemoResult:
     with step(f"score {UNSEEN_S / 60:g} min of unseen normal running, offline"):
         false_alarms = sum(event.type == "anomaly_started" for event in judge_recording(bundle, unseen).events)
     extra = {"false_alarms_offline": f"{false_alarms} in {UNSEEN_S / 60:g} min of unseen normal running"}
-    return _tell(bundle, live, story, measured, folder, onset, speed=1.0, extra=extra)
+    result = _tell(bundle, live, story, measured, folder, onset, speed=1.0, extra=extra)
+    if result.failure:
+        return result
+    source.inject(fault, 0.0)
+    source.next(round(MENDED_S * source.rate_hz))
+    write_recording(folder / "unseen.csv", unseen)
+    told = pushes.show(folder / "demo.amiss", folder / "unseen.csv", source, folder)
+    return DemoResult(result.data | told.data, "; ".join(told.failures) or None)
 
 
 def check_fault(fault: str) -> None:

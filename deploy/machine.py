@@ -103,18 +103,19 @@ def play(
 
 
 class Sensor:
-    """The simulated machine's: about 25 frames a second, in real time, to whatever port is plugged in."""
+    """The simulated machine's: about 25 frames a second, at `speed` times real time, to whatever port is plugged in."""
 
-    def __init__(self, source: Source, port: SerialPort | None) -> None:
+    def __init__(self, source: Source, port: SerialPort | None, *, speed: float = 1.0) -> None:
         self.source, self.port = source, port
+        self._pace = source.rate_hz * speed
         self.sent = 0
         """Samples."""
-        self.size = max(1, round(source.rate_hz / 25))
+        self.size = int(np.clip(round(self._pace / 25), 1, 64))
         self.started_s = time.monotonic()
 
     def wait(self) -> None:
         """Until the last sample of the next frame is due."""
-        time.sleep(max(0.0, self.started_s + (self.sent + self.size) / self.source.rate_hz - time.monotonic()))
+        time.sleep(max(0.0, self.started_s + (self.sent + self.size) / self._pace - time.monotonic()))
 
     def send(self) -> Samples:
         """The next frame."""

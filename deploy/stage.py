@@ -41,8 +41,18 @@ def folder(out: Path) -> Path:
     return out
 
 
-def configure(path: Path, *, bundle: Path, state: Path, port: Path, broker_port: int, alarm: str = "", mqtt: str = "") -> Path:
-    """Write the device.toml of a demo; `alarm` and `mqtt` are more lines of these sections."""
+def configure(
+    path: Path,
+    *,
+    bundle: Path,
+    state: Path,
+    port: Path,
+    broker_port: int,
+    alarm: str = "",
+    mqtt: str = "",
+    more: str = "",
+) -> Path:
+    """Write the device.toml of a demo; `alarm` and `mqtt` are more lines of these sections, `more` is more sections."""
     path.write_text(
         f"""\
 node = "{NODE}"
@@ -57,7 +67,8 @@ clock = "sensor"
 host = "127.0.0.1"
 port = {broker_port}
 {mqtt}"""
-        + (f"\n[alarm]\n{alarm}" if alarm else ""),
+        + (f"\n[alarm]\n{alarm}" if alarm else "")
+        + more,
         "utf-8",
     )
     return path
