@@ -240,6 +240,16 @@ def _of_node(config: DeviceConfig) -> dict[str, Component]:
             "value_template": _VERSIONS,
         },
     }
+    if config.update is not None and _may(config, "update"):
+        found["model"] |= {"command_topic": topics.request(node, "update"), "payload_install": _body(), "qos": 1}
+    if config.update is not None and _may(config, "rollback"):
+        found["previous_model"] = {
+            "platform": "button",
+            "command_topic": topics.request(node, "rollback"),
+            "payload_press": _body(reason="asked for in Home Assistant"),
+            "entity_category": "config",
+            "qos": 1,
+        }
     if _may(config, "config"):
         found["false_alarms"] = {
             "platform": "number",

@@ -28,8 +28,12 @@ def announced(assistant: HomeAssistant, now_s: float) -> dict[str, Any]:
     return dict(json.loads(payload))
 
 
-def test_home_assistant_takes_every_component() -> None:
-    payload = announced(assistant(), 0.0)
+UPDATE = {"repository": "mqtt:plant", "root": "root.json"}
+
+
+@pytest.mark.parametrize("more", [{}, {"update": UPDATE}])
+def test_home_assistant_takes_every_component(more: dict[str, Any]) -> None:
+    payload = announced(assistant(configured(**more)), 0.0)
     assert device_trouble(payload) == ""
     shared = {"availability": payload["availability"], "availability_mode": payload["availability_mode"]}
     for name, component in payload["components"].items():
@@ -76,10 +80,12 @@ def test_ids_are_unique_whatever_the_streams_are_called() -> None:
 
 
 def test_every_command_is_a_request_of_this_node() -> None:
-    for component in components(configured(), 1.0).values():
-        if (topic := component.get("command_topic")) is not None:
-            assert topics.verb_of("n", topic) in ("feedback", "commission", "maintenance", "config")
-            assert not component.get("retain", False)
+    without, found = components(configured(), 1.0), components(configured(update=UPDATE), 1.0)
+    verbs = {"feedback", "commission", "maintenance", "config"}
+    for components_, more in ((without, set[str]()), (found, {"update", "rollback"})):
+        commands = [one for one in components_.values() if "command_topic" in one]
+        assert {topics.verb_of("n", one["command_topic"]) for one in commands} == verbs | more
+        assert not any(one.get("retain", False) for one in commands)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +209,13 @@ def test_a_prefix_that_makes_no_topic_is_refused(prefix: str) -> None:
 
 
 def test_controls_are_there_for_what_may_be_asked() -> None:
-    def controls(**requests: Any) -> set[str]:
-        return {name for name, one in components(configured(requests=requests), 1.0).items() if "command_topic" in one}
+    def controls(update: dict[str, Any] | None = None, **requests: Any) -> set[str]:
+        more = {} if update is None else {"update": update}
+        return {name for name, one in components(configured(requests=requests, **more), 1.0).items() if "command_topic" in one}
 
     every = {"a.false_alarm", "a.recalibrate", "a.roll_back", "a.maintenance", "false_alarms"}
     assert controls() == every
     assert controls(allow=["feedback", "config"]) == {"a.false_alarm", "false_alarms"}
+    assert controls(update=UPDATE, allow=["update", "rollback"]) == {"model", "previous_model"}
+    assert controls(allow=["update", "rollback"]) == set(), "a device that takes no models"
     assert controls(allow=[]) == controls(token="t") == controls(token="t", allow=["feedback"]) == set()
