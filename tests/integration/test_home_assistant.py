@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +27,9 @@ class Device:
     def start(self) -> Self:
         script = Path(__file__).parent.parent / "homeassistant_device.py"
         command = [sys.executable, str(script), str(self._folder), str(self._port), json.dumps(self.options)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)
+        # Beside the script lies a folder `edge`, of tests; ours has to be found before it.
+        environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment)
         return self
 
     def tell(self, line: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -137,9 +138,10 @@ def test_mutants_with_a_good_digest_end_their_own_process_and_no_other(device: P
     template = msgspec.structs.replace(template, ring=str(tmp_path / "ring"), deadline_s=20.0, cpu_s=6)
     (tmp_path / "order.json").write_bytes(msgspec.json.encode(template))
     script = Path(__file__).parents[2] / "mutants.py"
-    told = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "order.json"), str(count)], capture_output=True, text=True, check=True
-    )
+    # Beside the script lies a folder `edge`, of tests; ours has to be found before it.
+    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
+    command = [sys.executable, str(script), str(tmp_path / "order.json"), str(count)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found = json.loads(told.stdout.splitlines()[-1])
     print(found)
     assert found["tried"] == count
