@@ -542,10 +542,9 @@ class Stream:
         event, memory = episode.event, self.pipeline.memory
         if not event.type.startswith("anomaly") and event.type != "new_normal":
             raise RefusedError(f"{event.id} is a {event.type}; only of an anomaly can be said whether it was one")
-        if verdict == "undo":
+        if verdict in ("undo", "confirmed"):  # what was forgiven before was no false alarm after all
             memory.remove(event.id)
-        elif verdict == "confirmed":
-            memory.remove(event.id)  # what was forgiven before was no false alarm after all
+            self.pipeline.alarm.relent()
         else:
             self._forgive(event.id, verdict)
         self._write_memory()

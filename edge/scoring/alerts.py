@@ -132,6 +132,8 @@ class Rest:
     worst: Worst
     seen_ns: int | None = None
     """When the cause was last back, though nobody was told."""
+    usual_ns: int | None = None
+    """Its length, had nobody asked for the longest one."""
 
     @property
     def until_ns(self) -> int:
@@ -280,8 +282,14 @@ class Alarm:
         ended = self._ended(time_ns, reason)
         for rest in self._rests.values():
             if longest and rest.since_ns == time_ns:
-                rest.length_ns = self.policy.longest_cool_down_ns
+                rest.usual_ns, rest.length_ns = rest.length_ns, self.policy.longest_cool_down_ns
         return ended
+
+    def relent(self) -> None:
+        """Nobody wants the longest cool-downs any more that were asked for: what lasts is told after the usual ones."""
+        for rest in self._rests.values():
+            if rest.usual_ns is not None:
+                rest.length_ns, rest.usual_ns = rest.usual_ns, None
 
     def update(self, end_ns: Int64, score: Float32, p_value: Float64, shares: Float32) -> tuple[list[Event], Bool]:
         """Judge windows in order of time.

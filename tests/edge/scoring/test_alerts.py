@@ -172,7 +172,7 @@ def test_a_flapping_channel_is_one_alert_and_told_ever_more_rarely() -> None:
     assert len(storm) > 2000, "the control"
 
 
-def test_what_a_person_has_ended_does_not_go_on_and_what_was_away_for_long_is_another() -> None:
+def test_what_a_person_has_ended_does_not_go_on() -> None:
     subject = alarm(cool_down_s=30.0)
     assert kinds(feed(subject, [STRANGE] * 3)) == [("started", 2)]
     assert subject.end(3 * HOP, "false alarm") is not None
@@ -180,7 +180,20 @@ def test_what_a_person_has_ended_does_not_go_on_and_what_was_away_for_long_is_an
     subject = alarm(cool_down_s=30.0, longest_cool_down_s=100.0)
     feed(subject, [STRANGE] * 3)
     subject.end(3 * HOP, "false alarm", longest=True)
-    assert kinds(feed(subject, [STRANGE] * 110, start=3)) == [("started", 103)]
+    assert kinds(feed(subject, [STRANGE] * 50, start=3)) == []
+    assert kinds(feed(subject, [STRANGE] * 60, start=53)) == [("started", 103)]
+
+
+def test_who_takes_a_false_alarm_back_is_told_after_the_usual_cool_down() -> None:
+    subject = alarm(cool_down_s=30.0, longest_cool_down_s=100.0)
+    feed(subject, [STRANGE] * 3)
+    subject.end(3 * HOP, "false alarm", longest=True)
+    feed(subject, [STRANGE] * 10, start=3)
+    subject.relent()
+    assert kinds(feed(subject, [STRANGE] * 40, start=13)) == [("started", 33)]
+
+
+def test_what_was_away_for_long_is_another() -> None:
     subject = alarm(cool_down_s=30.0)
     feed(subject, [STRANGE] * 3 + [ORDINARY] * 100)
     assert kinds(feed(subject, [STRANGE] * 3, start=103)) == [("started", 105)]
