@@ -569,7 +569,10 @@ def run(
 
 @app.command()
 def ask(
-    verb: Annotated[str, typer.Argument(help="ping, config, maintenance, feedback, commission, snapshot.", show_default=False)],
+    verb: Annotated[
+        str,
+        typer.Argument(help="ping, config, maintenance, feedback, commission, snapshot, update, rollback.", show_default=False),
+    ],
     fields: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stream=pump minutes=60 …", show_default=False)
     ] = None,
