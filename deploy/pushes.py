@@ -76,7 +76,6 @@ def show(bundle: Path, more: Path, source: machine.Source, folder: Path) -> Told
             state=Path(temporary) / "state",
             port=port.name,
             broker_port=broker_port,
-            alarm="",
             more=SECTION.format(repo=shop.repo, root=shop.root, trial=TRIAL_MINUTES, probation=PROBATION_HOURS),
         )
         running = Running(source, port)
