@@ -298,7 +298,8 @@ class HomeAssistant:
         assert self._client is not None
         if (open_socket := self._client.socket()) is not None:
             self._client.disconnect = lambda *_: None  # type: ignore[assignment]
-            open_socket.shutdown(2)
+            with contextlib.suppress(OSError):  # the broker may have been killed a moment before
+                open_socket.shutdown(2)
         self._end()
 
     def _end(self) -> None:
