@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from deploy.retained import retained
 from edge.config import MqttConfig
 from edge.delivery import topics
 from edge.delivery.mqtt import Message, MqttSink
@@ -18,7 +19,7 @@ from edge.errors import AccessError, NoInputError
 from edge.updating.workflow import Progress
 
 _PATIENCE_S = 15.0
-"""For the broker to show what it has, and for a device to answer."""
+"""For a device to answer."""
 _SETTLED_S = 5.0
 """Idle for so long after it had looked, a device has decided."""
 
@@ -106,23 +107,14 @@ def push(
 
 
 def _there(sink: MqttSink, mine: str, clock: Callable[[], float]) -> dict[str, Row]:
-    """All devices that take models: the broker has sent what it retains by the time that a message of our own comes back."""
-    mark, deadline = topics.request(mine, "mark"), clock() + _PATIENCE_S
+    """All devices that take models."""
+    hint = f"does not pass on what this user writes to {topics.of_all('request', '+')}; may it?"
     found: dict[str, Row] = {}
-    sink.publish(mark, mark, b"{}")
-    while clock() < deadline:
-        sink.turn(0.2)
-        if refusals := sink.refusals():
-            raise AccessError(f"{sink.where}: does not let this user read {refusals[0][0]} ({refusals[0][1]}); see its ACL")
-        for message in sink.messages():
-            if message.topic == mark:
-                return dict(sorted(found.items()))
-            if (progress := _progress(message)) is not None:
-                device = message.topic.split("/")[1]
-                found[device] = Row(device=device, progress=progress, before=progress.digest)
-    raise AccessError(
-        f"{sink.where}: does not pass on what this user writes to {topics.of_all('request', '+')}; may it? See its ACL"
-    )
+    for message in retained(sink, topics.request(mine, "mark"), hint, clock):
+        if (progress := _progress(message)) is not None:
+            device = message.topic.split("/")[1]
+            found[device] = Row(device=device, progress=progress, before=progress.digest)
+    return dict(sorted(found.items()))
 
 
 def _chosen(there: dict[str, Row], groups: Sequence[str], devices: Sequence[str], where: str) -> dict[str, Row]:

@@ -17,6 +17,7 @@ import msgspec
 from tuf.api.exceptions import RepositoryError
 
 from deploy.repository import Repository
+from deploy.retained import PATIENCE_S, retained
 from edge.config import MqttConfig
 from edge.delivery import topics
 from edge.delivery.mqtt import MqttSink
@@ -24,7 +25,6 @@ from edge.errors import AccessError, NoInputError, SinkRejectedError, SinkUnavai
 
 MOST_BUNDLE_BYTES = 256_000
 """Larger ones would be in the memory of a broker for good, and in one packet on a slow line."""
-_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,25 +108,16 @@ def _before(there: dict[str, bytes], name: str) -> set[str]:
 
 
 def _there(sink: MqttSink, name: str, clock: Callable[[], float]) -> dict[str, bytes]:
-    """What the broker retains: it has sent all of that by the time that a message of our own comes back."""
-    mark, deadline = topics.models(name, "metadata", f"mark-{secrets.token_hex(8)}"), clock() + _PATIENCE_S
-    found: dict[str, bytes] = {}
-    sink.publish(mark, mark, b"")
-    while clock() < deadline:
-        sink.turn(0.2)
-        if refusals := sink.refusals():
-            raise AccessError(f"{sink.where}: does not let this user read {refusals[0][0]} ({refusals[0][1]}); see its ACL")
-        for message in sink.messages():
-            if message.topic == mark:
-                return found
-            found[message.topic] = message.payload
-    raise AccessError(f"{sink.where}: does not show what is under amiss-models/{name}/; may this user read and write it?")
+    """Topic → payload of all that is there."""
+    hint = f"does not show what is under amiss-models/{name}/; may this user read and write it?"
+    mark = topics.models(name, "metadata", f"mark-{secrets.token_hex(8)}")
+    return {message.topic: message.payload for message in retained(sink, mark, hint, clock)}
 
 
 def _send(sink: MqttSink, messages: dict[str, bytes], clock: Callable[[], float]) -> None:
     """One after the other: each is acknowledged before the next is sent, so their order is the broker's too."""
     for topic, data in messages.items():
-        deadline = clock() + _PATIENCE_S
+        deadline = clock() + PATIENCE_S
         while not sink.room:
             sink.turn(0.2)
         try:
@@ -142,4 +133,4 @@ def _send(sink: MqttSink, messages: dict[str, bytes], clock: Callable[[], float]
                     )
                 taken = taken or receipt.token == topic
             if clock() > deadline:
-                raise SinkUnavailableError(f"{sink.where}: no answer to {topic} in {_PATIENCE_S:.0f} s; try again")
+                raise SinkUnavailableError(f"{sink.where}: no answer to {topic} in {PATIENCE_S:.0f} s; try again")

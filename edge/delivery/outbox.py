@@ -30,12 +30,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from edge import database
 from edge.delivery import topics
-from edge.errors import AccessError, AmissError, CannotCreateError, StorageError
+from edge.errors import AccessError, CannotCreateError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -198,16 +200,14 @@ class Outbox:
         self._closed = False
         self._mute: set[str] = set()  # topics whose gap record was refused: the loss is told after the next start
         _ensure_writable(path)
-        try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise self._explained(error) from error
-            self._move_aside(error)
+        with self._guarded():
             try:
                 self._open()
-            except sqlite3.DatabaseError as again:
-                raise self._explained(again) from again
+            except sqlite3.DatabaseError as error:
+                if not database.is_damage(error):
+                    raise
+                self._move_aside(error)
+                self._open()
 
     def put(self, kind: Kind, topic: str, payload: Build | bytes, *, durable: bool = True) -> str:
         """Keep one record; returns its id once it is on disk. What a payload builder raises passes through.
@@ -396,44 +396,24 @@ class Outbox:
     # What follows is called with the lock held.
 
     def _open(self) -> None:
-        # Isolation level None: transactions are ours to begin and end. A second of patience, for an agent that is started
-        # again while the old one still closes.
-        connection = sqlite3.connect(self.path, timeout=1.0, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
+        with database.opened(self.path) as connection:
             self._page_bytes: int = connection.execute("PRAGMA page_size").fetchone()[0]
             connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BYTES // self._page_bytes}")
-            connection.execute("BEGIN IMMEDIATE")  # takes the lock, and EXCLUSIVE keeps it
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            version = database.version(connection, self.path, _VERSION)
             if version == 0:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 version = 1
-            if _VERSION < version < 100:  # beyond that it is no version of ours but a damaged header
-                raise StorageError(f"{self.path}: written by a newer amiss; install that one again or move the file away")
-            if not 1 <= version <= _VERSION:
-                raise _Damaged("not an outbox")
             for old in range(version, _VERSION):
                 for statement in _MIGRATIONS[old]:
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_VERSION}")
-            if (found := connection.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
-                raise _Damaged(found)
             accepted, delivered, dropped, self._day, self._written_today = connection.execute(
                 "SELECT accepted, delivered, dropped, day, written FROM tally"
             ).fetchone()
             kept = connection.execute("SELECT count(*) FROM record").fetchone()[0]
             awaiting = connection.execute("SELECT count(*) FROM sent").fetchone()[0]
             self._untold = {topic for (topic,) in connection.execute("SELECT topic FROM loss")}
-            connection.execute("COMMIT")
-        except UnicodeDecodeError as error:  # Python's, of SQLite's message about bytes that are no text
-            connection.close()
-            raise _Damaged(str(error)) from None
-        except BaseException:
-            connection.close()
-            raise
         self._counts = Counts(accepted, delivered, kept, 0, dropped, awaiting)
         self._sequence: int = accepted  # the last one given away
         self._connection = connection
@@ -458,11 +438,7 @@ class Outbox:
             self._trim()  # the budget may be a smaller one
 
     def _move_aside(self, error: Exception) -> None:
-        aside = f"{self.path}.damaged"
-        with self._guarded():
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
+        aside = database.move_aside(self.path)
         self.moved_aside = 1
         log.error("%s: damaged (%s), moved to %s; what was not delivered from it is lost", self.path, error, aside)
 
@@ -516,33 +492,8 @@ class Outbox:
     def _commit(self) -> None:
         self._connection.execute("COMMIT")
 
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """SQLite's errors as ours; one that is not the disk's is a bug and passes as it is."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise self._explained(error) from error
-
-    def _explained(self, error: sqlite3.DatabaseError) -> AmissError | sqlite3.DatabaseError:
-        match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
-            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-                return StorageError(f"{self.path}: another agent is running with this state_dir; stop it or choose another one")
-            case sqlite3.SQLITE_FULL:
-                return StorageError(f"{self.path}: disk full; free some space there or lower outbox_max_bytes")
-            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
-                return AccessError(f"{self.path}: not writable; give it to the user that runs the agent")
-            case sqlite3.SQLITE_CANTOPEN:
-                return CannotCreateError(
-                    f"{self.path}: cannot be created or opened; check the directory or choose another state_dir"
-                )
-            case sqlite3.SQLITE_IOERR:
-                return StorageError(f"{self.path}: the disk fails ({error}); replace it")
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                return StorageError(
-                    f"{self.path}: damaged ({error}); start the agent again, it moves the file aside and goes on"
-                )
-        return error
+    def _guarded(self) -> AbstractContextManager[None]:
+        return database.guarded(self.path, room="lower outbox_max_bytes")
 
     def _forget(self, sequences: Collection[int], *, alone: bool = False) -> None:
         with self._transaction(alone=alone):
@@ -724,16 +675,6 @@ class Outbox:
         self._counts = replace(self._counts, **{name: getattr(self._counts, name) + by for name, by in more.items()})
 
 
-class _Damaged(sqlite3.DatabaseError):
-    """It opens, but it is not what we wrote."""
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    # SQLITE_ERROR while opening means a schema that is not ours.
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    return isinstance(error, _Damaged) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
-
-
 def _record(key: int, topic: str, payload: bytes, time_ns: int, rank: int | None = None, reason: str | None = None) -> Record:
     alert = (key >> _SHIFT if rank is None else rank) in (_ALERT, _SENT)
     return Record(key & ((1 << _SHIFT) - 1), topic, payload, time_ns, alert, reason)
@@ -786,8 +727,7 @@ def look(path: Path) -> Backlog:
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(f"{path}-wal", f"{copy}-wal")
             with contextlib.closing(sqlite3.connect(copy)) as connection:
-                if (trouble := connection.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
-                    raise _Damaged(trouble)
+                database.check(connection)
                 waiting, oldest_ns = connection.execute(
                     "SELECT count(*), min(time_ns) FROM record WHERE reason IS NULL"
                 ).fetchone()

@@ -29,15 +29,16 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from edge import database
 from edge.errors import (
     AccessError,
-    AmissError,
     BundleError,
     CannotCreateError,
     NoInputError,
@@ -151,13 +152,13 @@ class Models:
             for place in (folder, self.store, self.incoming):
                 place.mkdir(parents=True, exist_ok=True)
         copy = self._read_copy()
-        try:
-            found = self._open()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise self._explained(error) from error
-            self._move_aside(error)
-            with self._guarded():
+        with self._guarded():
+            try:
+                found = self._open()
+            except sqlite3.DatabaseError as error:
+                if not database.is_damage(error):
+                    raise
+                self._move_aside(error)
                 found = self._open()
         self._state = State()
         with self._guarded():
@@ -467,40 +468,17 @@ class Models:
             return None
 
     def _open(self) -> State | None:
-        connection = sqlite3.connect(self._database, timeout=1.0, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
+        with database.opened(self._database) as connection:
+            if database.version(connection, self._database, _VERSION) == 0:
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
-            elif _VERSION < version < 100:
-                raise StorageError(f"{self._database}: written by a newer amiss; install that one again or move the file away")
-            elif version != _VERSION:
-                raise _Damaged("not a record of models")
-            if (found := connection.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
-                raise _Damaged(found)
             state = _read(connection)
-            connection.execute("COMMIT")
-        except UnicodeDecodeError as error:  # Python's, of SQLite's message about bytes that are no text
-            connection.close()
-            raise _Damaged(str(error)) from None
-        except BaseException:
-            connection.close()
-            raise
         self._connection = connection
         return state
 
     def _move_aside(self, error: Exception) -> None:
-        aside = f"{self._database}.damaged"
-        with _disk(self._database):
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(f"{self._database}{suffix}", f"{aside}{suffix}")
+        aside = database.move_aside(self._database)
         self.moved_aside = 1
         log.error("%s: damaged (%s), moved to %s; %s says where we were", self._database, error, aside, self._copy.name)
 
@@ -521,38 +499,12 @@ class Models:
                 with contextlib.suppress(OSError):
                     entry.unlink()
 
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise self._explained(error) from error
-
-    def _explained(self, error: sqlite3.DatabaseError) -> AmissError | sqlite3.DatabaseError:
-        match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
-            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-                return StorageError(
-                    f"{self._database}: another agent is running with this state_dir; stop it or choose another one"
-                )
-            case sqlite3.SQLITE_FULL:
-                return StorageError(f"{self._database}: disk full; free some space there")
-            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
-                return AccessError(f"{self._database}: not writable; give it to the user that runs the agent")
-            case sqlite3.SQLITE_CANTOPEN:
-                return CannotCreateError(f"{self._database}: cannot be created or opened; check the folder")
-            case sqlite3.SQLITE_IOERR:
-                return StorageError(f"{self._database}: the disk fails ({error}); replace it")
-            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-                return StorageError(f"{self._database}: damaged ({error}); start the agent again, it moves the file aside")
-        return error
-
-
-class _Damaged(sqlite3.DatabaseError):
-    pass
+    def _guarded(self) -> AbstractContextManager[None]:
+        return database.guarded(self._database)
 
 
 def _read(connection: sqlite3.Connection) -> State | None:
-    """None: of a new file. Raises `_Damaged` for rows that no version of ours has written."""
+    """None: of a new file. Raises `database.DamagedError` for rows that no version of ours has written."""
     rows = connection.execute("SELECT active, previous, pending, trying, tries, floor, time_s, sha256 FROM state").fetchall()
     if not rows:
         return None
@@ -573,10 +525,10 @@ def _read(connection: sqlite3.Connection) -> State | None:
             bad=dict(connection.execute("SELECT digest, reason FROM bad ORDER BY sequence").fetchall()),
         )
         if _sum(state) != said:
-            raise _Damaged("not the values that were written")
+            raise database.DamagedError("not the values that were written")
         return state
     except (KeyError, TypeError, ValueError) as error:  # those of msgspec are ValueErrors
-        raise _Damaged(f"rows that make no sense: {error}") from None
+        raise database.DamagedError(f"rows that make no sense: {error}") from None
 
 
 def _sum(state: State) -> str:
@@ -613,23 +565,6 @@ def _consistent(state: State) -> State:
 def _noted(bad: dict[str, str], more: dict[str, str]) -> dict[str, str]:
     together = {**{digest: why for digest, why in bad.items() if digest not in more}, **more}
     return dict(list(together.items())[-MOST_BAD:])
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    if isinstance(error, _Damaged):
-        return True
-    # Everything that is not about the disk, the rights or somebody else: a damaged file has many ways to say so.
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF not in (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_AUTH,
-        sqlite3.SQLITE_NOMEM,
-    )
 
 
 @contextlib.contextmanager

@@ -488,7 +488,8 @@ def test_a_bundle_of_the_largest_size_gets_through(shop: Shop, make: Make, mosqu
 def test_a_broker_that_does_not_let_us_is_named(shop: Shop, make: Make, tmp_path: Path, version: str, rule: str) -> None:
     shop.publish(make("1"))
     with Mosquitto(tmp_path / "strict", acl=f"{rule}\n") as broker, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shelf, "_PATIENCE_S", 1.0)
+        patch.setattr("deploy.retained.PATIENCE_S", 1.0)
+        patch.setattr(shelf, "PATIENCE_S", 1.0)
         with pytest.raises(AccessError, match="amiss-models"):
             shelf.shelve(Repository(shop.repo), "plant", broker.config(version=version))
     with pytest.raises(SinkUnavailableError):

@@ -75,6 +75,7 @@ def at(step: Any, *, number: int = 1, digest: str = "a", **more: Any) -> Progres
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pushing, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr("deploy.retained.PATIENCE_S", 2.0)
     monkeypatch.setattr(pushing, "_SETTLED_S", 0.5)
 
 

@@ -21,6 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from edge import database
 from edge.delivery import topics
 from edge.delivery.outbox import _VERSION, Counts, Kind, Outbox, written_by_thread
 from edge.errors import AmissError, CannotCreateError, StorageError
@@ -1064,16 +1065,15 @@ def test_two_threads_share_it(quick: Path) -> None:
 
 
 def test_errors_are_one_line_and_of_our_tree(path: Path) -> None:
-    outbox = open_outbox(path)
     for code in ("BUSY", "FULL", "READONLY", "CANTOPEN", "IOERR", "CORRUPT"):
         error = sqlite3.OperationalError("x")
         error.sqlite_errorcode = getattr(sqlite3, f"SQLITE_{code}")
-        explained = outbox._explained(error)
+        explained = database.explained(error, path)
         assert isinstance(explained, AmissError)
         assert "\n" not in str(explained)
         assert str(explained).count(";") == 1  # cause; cure
     bug = sqlite3.ProgrammingError("x")
-    assert outbox._explained(bug) is bug
+    assert database.explained(bug, path) is bug
 
 
 def test_put_is_quick(path: Path) -> None:
