@@ -55,6 +55,7 @@ EXTRAS = {
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ConfigFile = Annotated[Path, typer.Option("--config", help="device.toml.", show_default=False)]
 RepositoryFolder = Annotated[Path, typer.Option("--repo", help="Folder of the repository.", show_default=False)]
+DEFAULT_KEYS = [Path("keys")]
 KeyFolders = Annotated[
     list[Path], typer.Option("--keys", help="Folder or file of keys; may be said several times.", show_default="keys")
 ]
@@ -635,7 +636,7 @@ def _examine(config: Path, as_json: bool, *, quick: bool) -> None:
 def publish(
     repo: RepositoryFolder,
     bundle: Annotated[Path | None, typer.Argument(help="A .amiss file to offer.", show_default=False)] = None,
-    keys: KeyFolders = [Path("keys")],  # noqa: B006
+    keys: KeyFolders = DEFAULT_KEYS,
     group: Annotated[list[str] | None, typer.Option(help="For devices of this group.", show_default=False)] = None,
     device: Annotated[list[str] | None, typer.Option(help="For the device of this name.", show_default=False)] = None,
     note: Annotated[str, typer.Option(help="What whoever gets it should know.")] = "",
@@ -793,7 +794,7 @@ def keys_init(
 
 
 @keys_app.command("list")
-def keys_list(repo: RepositoryFolder, keys: KeyFolders = [Path("keys")], as_json: Json = False) -> None:  # noqa: B006
+def keys_list(repo: RepositoryFolder, keys: KeyFolders = DEFAULT_KEYS, as_json: Json = False) -> None:
     """Which key may sign what, which of them are here, and what expires when."""
     from deploy import keys as ceremony
 
@@ -808,7 +809,7 @@ def keys_rotate(
         list[str] | None,
         typer.Argument(help="Keys to replace, see `amiss keys list`; none: renew the root.", show_default=False),
     ] = None,
-    keys: KeyFolders = [Path("keys")],  # noqa: B006
+    keys: KeyFolders = DEFAULT_KEYS,
     new_keys: Annotated[Path | None, typer.Option(help="Folder for new keys; the first of --keys if not given.")] = None,
     expires_days: Days = None,
     unencrypted_online: Unencrypted = False,
@@ -822,7 +823,7 @@ def keys_rotate(
 def keys_revoke(
     repo: RepositoryFolder,
     names: Annotated[list[str], typer.Argument(help="Keys that somebody else may have.", show_default=False)],
-    keys: KeyFolders = [Path("keys")],  # noqa: B006
+    keys: KeyFolders = DEFAULT_KEYS,
     new_keys: Annotated[Path | None, typer.Option(help="Folder for new keys; the first of --keys if not given.")] = None,
     expires_days: Days = None,
     unencrypted_online: Unencrypted = False,
@@ -866,7 +867,7 @@ def keys_sign(
         Path | None, typer.Argument(help="A root.draft.json; that of --repo if not given.", show_default=False)
     ] = None,
     repo: Annotated[Path | None, typer.Option(help="Repository to put it in force in.", show_default=False)] = None,
-    keys: KeyFolders = [Path("keys")],  # noqa: B006
+    keys: KeyFolders = DEFAULT_KEYS,
     as_json: Json = False,
 ) -> None:
     """Add the signature of a root key to a change of keys; with --repo, and once there are enough, put it in force."""

@@ -37,6 +37,7 @@ from benchmarks.detect import ANY, ROOT, commissioned, versions
 from edge.bundle import Bundle
 from edge.event import Event
 from edge.pipeline import Pipeline
+from edge.scoring.backends import Outputs
 from edge.scoring.reference import WATCHED
 from edge.sensing.recordings import Recording, write_recording
 from edge.sensing.simulate import CHANNELS, FAULTS, Machine
@@ -335,9 +336,9 @@ def forgiven(fleet: Bundle) -> list[str]:
             say(lines[-1])
             continue
 
-        def make(fault: str = fault, outputs: object = outputs) -> Pipeline:
+        def make(fault: str = fault, outputs: Outputs = outputs) -> Pipeline:
             pipeline = fresh()
-            pipeline.memory.add(fault, outputs)  # type: ignore[arg-type]
+            pipeline.memory.add(fault, outputs)
             return pipeline
 
         lines.append(line(fault, str(kept), make))

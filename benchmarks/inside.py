@@ -139,6 +139,24 @@ def throughput(config: Path, shape: Shape) -> dict[str, Any]:
     return source.result
 
 
+def _time_puts(agent: Agent, note: Callable[[bytes, int], None]) -> None:
+    """`note` is given each payload and when it was on disk, monotonic nanoseconds."""
+    put = agent.outbox.put
+
+    def timed(kind: Kind, topic: str, payload: Callable[[str], bytes] | bytes, *, durable: bool = True) -> str:
+        built = []
+
+        def build(record: str) -> bytes:
+            built.append(payload if isinstance(payload, bytes) else payload(record))
+            return built[0]
+
+        record = put(kind, topic, build, durable=durable)
+        note(built[0], time.monotonic_ns())
+        return record
+
+    agent.outbox.put = timed  # type: ignore[method-assign]  # there is no seam for it, and none is wanted
+
+
 def latency(config: Path, shape: Shape) -> dict[str, Any]:
     """Until SIGTERM. For each event: number of its last sample, and when its bytes were read and it was on disk."""
     agent = Agent(configs.load(config))
@@ -156,21 +174,8 @@ def latency(config: Path, shape: Shape) -> dict[str, Any]:
         clock=clock,
         collect_s=collect_s(agent.bundle.manifest.hop / shape.rate_hz),
     )
-    put = agent.outbox.put
     noted: list[tuple[bytes, int, int]] = []
-
-    def timed(kind: Kind, topic: str, payload: Callable[[str], bytes] | bytes, *, durable: bool = True) -> str:
-        built = []
-
-        def build(record: str) -> bytes:
-            built.append(payload if isinstance(payload, bytes) else payload(record))
-            return built[0]
-
-        record = put(kind, topic, build, durable=durable)
-        noted.append((built[0], read_ns, time.monotonic_ns()))
-        return record
-
-    agent.outbox.put = timed  # type: ignore[method-assign]
+    _time_puts(agent, lambda payload, done_ns: noted.append((payload, read_ns, done_ns)))
     signal.signal(signal.SIGTERM, lambda *_: agent.stop())
     agent.run()
     events = [(json.loads(payload), read, done) for payload, read, done in noted]
@@ -185,20 +190,8 @@ def latency(config: Path, shape: Shape) -> dict[str, Any]:
 def streams(config: Path, shape: Shape) -> dict[str, Any]:
     """As `latency`, for as many streams as there are, without the moment of reading."""
     agent = Agent(configs.load(config))
-    put, noted = agent.outbox.put, list[tuple[bytes, int]]()
-
-    def timed(kind: Kind, topic: str, payload: Callable[[str], bytes] | bytes, *, durable: bool = True) -> str:
-        built = []
-
-        def build(record: str) -> bytes:
-            built.append(payload if isinstance(payload, bytes) else payload(record))
-            return built[0]
-
-        record = put(kind, topic, build, durable=durable)
-        noted.append((built[0], time.monotonic_ns()))
-        return record
-
-    agent.outbox.put = timed  # type: ignore[method-assign]
+    noted: list[tuple[bytes, int]] = []
+    _time_puts(agent, lambda payload, done_ns: noted.append((payload, done_ns)))
     signal.signal(signal.SIGTERM, lambda *_: agent.stop())
     agent.run()
     return {

@@ -223,9 +223,9 @@ def examine(bundle: Path, groups: Sequence[str], devices: Sequence[str], note: s
         created=manifest.created,
         note=note,
     )
-    try:
+    try:  # what a device would not take is better known before it is signed
         from_custom(custom(offer))
-        offer.path  # noqa: B018
+        _ = offer.path
     except msgspec.ValidationError as error:
         raise UsageError(f"{bundle}: cannot be offered like that: {error}") from None
     except ValueError as error:

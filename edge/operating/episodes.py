@@ -10,6 +10,7 @@ first; one that a person has judged goes after all the others. A disk that takes
 import contextlib
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -52,7 +53,7 @@ class Episodes:
             with contextlib.suppress(OSError, msgspec.MsgspecError):  # damaged: worth no more than an absent one
                 self._known[file.stem] = msgspec.json.decode(file.read_bytes(), type=Episode)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Episode]:
         return iter(self._known.values())
 
     def get(self, episode_id: str) -> Episode | None:

@@ -290,7 +290,7 @@ class _Conversation(BaseHTTPRequestHandler):
 
     def __init__(self, connection: socket.socket, address: tuple[str, int], service: Service) -> None:
         self._service, self._answered = service, False
-        super().__init__(connection, address, service)  # type: ignore[arg-type]
+        super().__init__(connection, address, service)  # type: ignore[arg-type]  # it only keeps what it takes for a server
 
     def setup(self) -> None:
         self.connection = self.request

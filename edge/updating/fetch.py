@@ -236,6 +236,7 @@ class Repository:
                 draft.unlink()
                 at = 0
             if at < target.length or at == 0:
+                # `_interface` gave it that; its class cannot be named where TUF is not loaded.
                 begun, chunks = self._fetcher.resume(url, at)  # type: ignore[attr-defined]
                 if begun > at:
                     raise DownloadLengthMismatchError("the server left out the middle of a file")

@@ -177,13 +177,13 @@ def compare(
     for part in samples:
         try:
             ours = old.feed(part)
-        except Exception as error:
+        except Exception as error:  # the live model's fault is no reason to refuse another
             raise DataError(f"the model in use {_raised(error)}") from None
         if new is None:
             break
         try:
             theirs = new.feed(part)
-        except Exception as error:
+        except Exception as error:  # as above
             trouble = _raised(error)
             break
         counts += _agreement(ours, theirs)
@@ -192,7 +192,7 @@ def compare(
     grown = peak() - before if peak else None
     try:
         side = new.side(grown) if new else None
-    except Exception as error:
+    except Exception as error:  # as above: it hears injected faults for that
         side, trouble = None, trouble or _raised(error)
     usual = old.side(None)
     minutes = 60 * side.hours if side else 0.0

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -45,8 +45,8 @@ FITTED = 2 / 3
 """Share of the recording, its older part, that a head is fitted to; the rest judges it."""
 TURN = 1 / 4
 """Share of the deadline after which no more of the recording is judged, for each of the two judgements and the fit."""
-STAGES = ("start", "live", "open", "self-test", "fit", "shadow", "refit", "done")
 Stage = Literal["start", "live", "open", "self-test", "fit", "shadow", "refit", "done"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 _OURS = frozenset({"start", "live"})
 _MARK = b"\x01amiss at "
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "HOME")
@@ -165,7 +165,8 @@ def _listen(
     """What it answered, how far it came, and why nobody listened on."""
     assert child.stdout is not None
     assert child.stderr is not None
-    answer, said, stage, ended = b"", b"", "start", ""
+    answer, said, ended = b"", b"", ""
+    stage: Stage = "start"
     open_ends = {child.stdout.fileno(), child.stderr.fileno()}
     while open_ends:
         if clock() >= until_s:
@@ -187,7 +188,7 @@ def _listen(
                 for name in STAGES:  # in order, so that nothing it prints brings it back to where it is not to blame
                     if STAGES.index(name) > STAGES.index(stage) and _MARK + name.encode() + b"\n" in said:
                         stage = name
-    return answer, stage, ended  # type: ignore[return-value]
+    return answer, stage, ended
 
 
 def _death(code: int) -> str:
@@ -258,7 +259,7 @@ def judge(order: Order, at: Callable[[str], None] | None = None) -> Result:
         candidate.self_test()
     except AmissError as error:
         return Result(verdict="refused", stage=stage, reasons=(_line(error),))
-    except Exception as error:  # whatever a hostile file makes our libraries raise; here and nowhere else
+    except Exception as error:  # whatever a hostile file makes our libraries raise
         return Result(verdict="refused", stage=stage, reasons=(f"fails with {type(error).__name__}: {_line(error)}",))
     return _suited(order, live, head, candidate, at)
 
