@@ -47,19 +47,20 @@ from edge.delivery.topics import (
     Response,
     StatePayload,
 )
-from edge.errors import AmissError, CannotCreateError, UndeliveredError
+from edge.errors import AmissError, CannotCreateError, ConfigError, UndeliveredError
 from edge.files import at_once
 from edge.operating import metrics, system
 from edge.operating import requests as asked
 from edge.operating import settings as kept
 from edge.operating.clock import HostClock
 from edge.operating.control import Control
+from edge.operating.episodes import MOST as MOST_EPISODES
 from edge.operating.requests import RefusedError, Requests
 from edge.operating.service import Heartbeat, Notifier
 from edge.operating.settings import Learning, Pause, Settings
 from edge.operating.stream import Stream
 from edge.operating.upgrade import Upgrade, open_serving
-from edge.operating.view import History, Situation
+from edge.operating.view import EPISODES, History, Situation
 from edge.sensing.sources import ReplaySource, Source, collect_s, port_source
 from edge.updating.store import Models
 from edge.updating.workflow import Progress, Updates
@@ -74,8 +75,6 @@ FLUSH_S = 10.0
 """How long a stop waits for the broker. What is not delivered by then waits in the outbox for the next start."""
 MOST_JOBS = 32
 """Requests that wait to be answered; more are refused at once."""
-EPISODES = 100
-"""That the page is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ class Agent:
         proof = self.bundle.self_test()
         log.info("model %s verified: golden scores within %.1g", self.bundle.digest[:16], proof.worst)
         self.settings = kept.load(self._place)
-        alarm = self._alarm(self.settings)
+        alarm = self._promised()
         if self.settings.alarm:
             log.info("instead of what the configuration says, as was asked of the running agent: alarm %s", self.settings.alarm)
         sources = {name: _source(config, self.bundle, name, replay) for name in config.streams}
@@ -230,13 +229,9 @@ class Agent:
         self.delivery.set_info(self.info())
         self.delivery.subscribe(topics.requests(self.node), self._heard)
         self.delivery.start()
-        self._control.start()
-        if self._page is not None:
-            self._page.start()
-            log.info("page at %s", self._page.url)
-        if self._metrics is not None:
-            self._metrics.start()
         try:
+            self._control.start()
+            self._serve()
             for thread in threads:
                 thread.start()
             if self._updates is not None:
@@ -283,6 +278,16 @@ class Agent:
                 "delivered at the next start"
             )
 
+    def _serve(self) -> None:
+        """Page and metrics. Where a port is taken the machine is watched all the same."""
+        for what, server in (("page", self._page), ("metrics", self._metrics)):
+            if server is not None:
+                try:
+                    server.start()
+                    log.info("%s at %s", what, server.url)
+                except AmissError as error:
+                    log.error("no %s: %s", what, error)
+
     @staticmethod
     def examine(config: DeviceConfig) -> None:
         """Would an agent start with it? Opens the model and nothing else; raises what is wrong."""
@@ -324,11 +329,14 @@ class Agent:
                 log.error("%s; under systemd the watchdog will end us", status)
 
     def _work(self, seconds: float) -> None:
-        """Do what others have asked the main thread for; return when that is done, or after `seconds` without anything."""
+        """Do what others have asked the main thread for; return when that is done, or after about `seconds`."""
+        until_s = self._monotonic() + seconds
         try:
             job = self._jobs.get(timeout=seconds)
             while True:
                 job()
+                if self._monotonic() >= until_s:
+                    return
                 job = self._jobs.get_nowait()
         except queue.Empty:
             pass
@@ -432,6 +440,7 @@ class Agent:
             alarm = {key: value for key, value in (self.settings.alarm | changes).items() if value is not None}
             settings = msgspec.structs.replace(self.settings, alarm=alarm)
             config = self._alarm(settings)
+            self.bundle.policy(config)  # what a start begins with, and goes back to
             for stream in self.streams.values():  # all of them could, or none does
                 self.bundle.policy(config, stream.pipeline.head)
             self._keep(settings)
@@ -478,10 +487,14 @@ class Agent:
             trusted=body.trusted,
             done=partial(self._commissioned, stream.name, body.transaction),
         )
-        answer = stream.ask(begin)
-        learning = self.settings.commission | {stream.name: Learning(minutes=body.minutes, trusted=body.trusted)}
-        self._keep(msgspec.structs.replace(self.settings, commission=learning))
-        return answer
+        before = self.settings
+        learning = before.commission | {stream.name: Learning(minutes=body.minutes, trusted=body.trusted)}
+        self._keep(msgspec.structs.replace(before, commission=learning))
+        try:
+            return stream.ask(begin)
+        except AmissError:
+            self._keep(before)
+            raise
 
     def _commissioned(self, name: str, transaction: str | int | None, outcome: str, trouble: str) -> None:
         """It is over; whoever asked is told, by a second answer to the same transaction."""
@@ -498,7 +511,12 @@ class Agent:
     def _forget_learning(self, name: str) -> None:
         if name in self.settings.commission:
             left = {key: value for key, value in self.settings.commission.items() if key != name}
-            self._keep(msgspec.structs.replace(self.settings, commission=left))
+            settings = msgspec.structs.replace(self.settings, commission=left)
+            try:
+                self._keep(settings)
+            except CannotCreateError as error:
+                log.warning("%s; %s is commissioned anew at the next start", error, name)
+                self.settings = settings
 
     def _snapshot(self, body: asked.Snapshot) -> dict[str, Any]:
         (stream,) = self._chosen(body.stream)
@@ -544,13 +562,26 @@ class Agent:
         for stream in self.streams.values():
             if stream.knows(episode_id):
                 return stream
-        raise RefusedError(f"no episode `{episode_id[:128]}`; the last {EPISODES} of each stream are known")
+        raise RefusedError(f"no episode `{episode_id[:128]}`; the last {MOST_EPISODES} of each stream are known")
 
     # Settings.
 
     def _keep(self, settings: Settings) -> None:
         kept.save(self._place, settings)
         self.settings = settings
+
+    def _promised(self) -> AlarmConfig:
+        """`_alarm`, or without what was set since when this model cannot tell that: the machine is watched all the same."""
+        alarm = self._alarm(self.settings)
+        try:
+            self.bundle.policy(alarm)
+        except ConfigError as error:
+            if not self.settings.alarm:
+                raise
+            log.error("what was asked of the running agent is left out, alarm %s: %s", self.settings.alarm, error)
+            self.settings = msgspec.structs.replace(self.settings, alarm={})
+            alarm = self.config.alarm
+        return alarm
 
     def _alarm(self, settings: Settings) -> AlarmConfig:
         """`[alarm]` as it is in the file, and what was set since. Raises `ConfigError`."""
@@ -618,6 +649,7 @@ class Agent:
             outbox_bytes=self.outbox.live_bytes(),
             outbox_dropped={"alert": counts.dropped_alerts, "other": counts.dropped - counts.dropped_alerts},
             delivered=counts.delivered,
+            rollbacks=self._updates.taken_back if self._updates is not None else 0,
             disk_written_bytes=system.disk_written_bytes(),
             temperature_c=system.temperature_c(),
             clock_synced=self._clock.synced(),

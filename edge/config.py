@@ -5,6 +5,7 @@ reads it from a file; inside the file `${VAR}` and `${VAR:?message}` are replace
 """
 
 import difflib
+import functools
 import ipaddress
 import math
 import os
@@ -412,6 +413,7 @@ def changed_alarm(alarm: AlarmConfig, changes: Mapping[str, Any]) -> AlarmConfig
         raise ConfigError(f"alarm{at.rstrip('`')}: {message[0].lower()}{message[1:]}") from None
 
 
+@functools.cache
 def schema() -> dict[str, Any]:
     """JSON Schema 2020-12 of device.toml."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(DeviceConfig)}

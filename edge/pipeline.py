@@ -93,16 +93,23 @@ class Pipeline:
         self._end_ns = 0
         self.memory = Memory(head.reference, faults)
         self.evidence = Evidence()
+        self.drift: Drift | None = None
+        self.settling: Settling | None = None
         self._watch()
 
     def _watch(self) -> None:
         """Slow change is told by the head's own reference; without one, not at all."""
-        reference, window_ns = self.head.reference, self.windower.length * self.windower.period_ns
-        self.drift: Drift | None = None
-        self.settling: Settling | None = None
-        if reference is not None:
-            self.drift = Drift(reference, self.channels, window_ns, self._hop_ns, self._model, self.alarm.new_episode)
-            self.settling = Settling(reference, self.channels, window_ns, self._hop_ns, self._model, self._settle_s)
+        self.drift = None
+        if self.head.reference is not None:
+            window_ns = self.windower.length * self.windower.period_ns
+            self.drift = Drift(self.head.reference, self.channels, window_ns, self._hop_ns, self._model, self.alarm.new_episode)
+        self.settling = self._settling()
+
+    def _settling(self) -> Settling | None:
+        if self.head.reference is None:
+            return None
+        window_ns = self.windower.length * self.windower.period_ns
+        return Settling(self.head.reference, self.channels, window_ns, self._hop_ns, self._model, self._settle_s)
 
     def adopt(self, head: Head, policy: AlarmPolicy | None = None) -> list[Event]:
         """From the next window on `head` says what is ordinary. Returns the events that it causes.
@@ -119,6 +126,22 @@ class Pipeline:
         self._smoother.restart()
         self.memory = Memory.from_arrays(self.memory.arrays(), head.reference, self._faults)
         self._watch()
+        return events
+
+    def set_alarm(self, policy: AlarmPolicy, settle_s: float) -> None:
+        """From the next window on. Another `settle_s` begins to look anew."""
+        self.alarm.set_policy(policy)
+        if settle_s != self._settle_s:
+            self._settle_s = settle_s
+            self.settling = self._settling()
+
+    def take_over(self, other: "Pipeline") -> list[Event]:
+        """Go on where another model's pipeline was, whose alarm has no episode on, with the same channels at the same rate.
+
+        Returns the ends of what is on there, drift and faults of the sensor: what lasts is told anew."""
+        events = other.drift.end(other._end_ns) if other.drift else []
+        events += [other._fault(fault) for fault in other.health.end()] if other.health else []
+        self.alarm.take_over(other.alarm)
         return events
 
     def outputs(self, x: Float32) -> Outputs:

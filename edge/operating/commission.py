@@ -134,7 +134,7 @@ class Commissioning:
     def __init__(self, bundle: Bundle, minutes: float, hop: int, *, trusted: bool, now_s: float, patience: float = 3.0) -> None:
         manifest = bundle.manifest
         self.trusted, self.minutes = trusted, minutes
-        self._bundle, self._material = bundle, Material()
+        self.bundle, self._material = bundle, Material()
         self._wanted = max(1, round(minutes * 60 * manifest.rate_hz / hop))
         """Windows as the stream cuts them."""
         most = WINDOWS * (1 if _bytes(bundle) * WINDOWS <= MOST_BYTES else MOST_BYTES / (_bytes(bundle) * WINDOWS))
@@ -178,7 +178,7 @@ class Commissioning:
             raise DataError(f"{where} in {self.minutes * 3:.3g} min; is the sensor there? Commission again when it is")
         again, trust, longer = "commission again", '"trusted": true', "commission for longer"
         return fit(
-            self._bundle, self._material, self._hop, trusted=self.trusted, where=where, again=again, trust=trust, longer=longer
+            self.bundle, self._material, self._hop, trusted=self.trusted, where=where, again=again, trust=trust, longer=longer
         )[0]
 
 

@@ -4,7 +4,8 @@
                                      <id>.npz    its strangest windows, as they came from the sensor
 
 Written when an anomaly starts and ends and when somebody says something of it, not at every update: cards wear. The oldest go
-first; one that a person has judged goes after all the others. A disk that takes nothing costs the windows, not the agent.
+first: those without windows (gaps, faults, drift), then anomalies, those that a person has judged, and last one that is on. A
+disk that takes nothing costs the windows, not the agent.
 """
 
 import contextlib
@@ -52,6 +53,7 @@ class Episodes:
         for file in sorted(folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns):
             with contextlib.suppress(OSError, msgspec.MsgspecError):  # damaged: worth no more than an absent one
                 self._known[file.stem] = msgspec.json.decode(file.read_bytes(), type=Episode)
+        self._bytes = {file.stem: file.stat().st_size for file in folder.glob("*.npz")}  # of windows, by episode
 
     def __iter__(self) -> Iterator[Episode]:
         return iter(self._known.values())
@@ -73,7 +75,9 @@ class Episodes:
             self._known[event.id] = msgspec.structs.replace(before, event=event)
         if event.type in ("anomaly_started", "anomaly_ended"):
             if windows is not None and len(windows):
-                self._write(f"{event.id}.npz", pack_arrays({"x": windows}))
+                packed = pack_arrays({"x": windows})
+                if self._write(f"{event.id}.npz", packed):
+                    self._bytes[event.id] = len(packed)
             self._save(event.id)
         self._forget()
 
@@ -91,23 +95,34 @@ class Episodes:
     def _save(self, episode_id: str) -> None:
         self._write(f"{episode_id}.json", msgspec.json.encode(self._known[episode_id]))
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes) -> bool:
         try:
             with at_once(self._folder / name) as draft:
                 draft.write_bytes(data)
         except CannotCreateError as error:
             log.warning("%s; the episode goes on without it", error)
+            return False
+        return True
 
     def _forget(self) -> None:
-        """The oldest beyond what is kept; judged ones last."""
-        sizes = {file.stem: file.stat().st_size for file in self._folder.glob("*.npz")}
-        for lenient in (False, True):
-            for episode_id in list(self._known):
-                if len(self._known) <= MOST and sum(sizes.values()) <= MOST_BYTES:
+        """What is too much, in the order that is said above."""
+        for rank in range(4):
+            for episode_id, episode in list(self._known.items()):
+                too_many, too_large = len(self._known) > MOST, sum(self._bytes.values()) > MOST_BYTES
+                if not too_many and not too_large:
                     return
-                if self._known[episode_id].verdict is None or lenient:
+                if _rank(episode) == rank and (too_many or episode_id in self._bytes):
                     del self._known[episode_id]
-                    sizes.pop(episode_id, None)
+                    self._bytes.pop(episode_id, None)
                     for suffix in (".json", ".npz"):
                         with contextlib.suppress(OSError):
                             (self._folder / f"{episode_id}{suffix}").unlink()
+
+
+def _rank(episode: Episode) -> int:
+    """Which go first."""
+    if episode.open:
+        return 3
+    if episode.verdict is not None:
+        return 2
+    return int(episode.event.type.startswith("anomaly"))

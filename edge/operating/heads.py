@@ -9,12 +9,14 @@ A head belongs to the very model whose outputs it was fitted to. The index is wr
 import contextlib
 import hashlib
 import logging
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from edge.bundle import pack_arrays, unpack_arrays
-from edge.errors import AmissError
+from edge.errors import AmissError, CannotCreateError
 from edge.files import at_once, sweep
 from edge.head import Head
 
@@ -53,26 +55,39 @@ class Heads:
     @property
     def about(self) -> Kept | None:
         """The one in use; None: that of the bundle."""
-        return next((one for one in reversed(self._kept) if one.model == self._model), None)
+        return next(self._ours(), None)
 
     @property
     def path(self) -> Path | None:
         """Of the file of the one in use."""
         return None if (about := self.about) is None else self._folder / about.file
 
+    def _ours(self) -> Iterator[Kept]:
+        """Of this model, newest first."""
+        return (one for one in reversed(self._kept) if one.model == self._model)
+
     def load(self) -> Head | None:
         """The one in use; None when it is the bundle's. One that is damaged is forgotten, which is told."""
         while (about := self.about) is not None:
-            file = self._folder / about.file
             try:
-                data = file.read_bytes()
-                if hashlib.sha256(data).hexdigest() != about.sha256:
-                    raise ValueError("not the file that was written")
-                return Head.from_arrays(self._scorer, unpack_arrays(data))
+                return self._read(about)
             except (OSError, AmissError, KeyError, TypeError, ValueError) as error:
-                log.error("%s: damaged (%s); what was used before it serves", file, error)
+                log.error("%s: damaged (%s); what was used before it serves", self._folder / about.file, error)
                 self._kept.remove(about)
         return None
+
+    def before(self) -> Head | None:
+        """What `roll_back` goes back to; None: the bundle's."""
+        for earlier in islice(self._ours(), 1, None):
+            with contextlib.suppress(OSError, AmissError, KeyError, TypeError, ValueError):  # damaged: `load` will say so
+                return self._read(earlier)
+        return None
+
+    def _read(self, kept: Kept) -> Head:
+        data = (self._folder / kept.file).read_bytes()
+        if hashlib.sha256(data).hexdigest() != kept.sha256:
+            raise ValueError("not the file that was written")
+        return Head.from_arrays(self._scorer, unpack_arrays(data))
 
     def keep(self, head: Head, *, made: str, windows: int, trusted: bool) -> None:
         """From now on this one. Raises `CannotCreateError`, and then the earlier one stays."""
@@ -90,6 +105,11 @@ class Heads:
             return False
         self._replace([one for one in self._kept if one is not about])
         return True
+
+    def forget(self) -> None:
+        """All of this model's: it was taken back, and is never tried again. A disk that takes nothing keeps them."""
+        with contextlib.suppress(CannotCreateError):
+            self._replace([one for one in self._kept if one.model != self._model])
 
     def _replace(self, kept: list[Kept]) -> None:
         with at_once(self._folder / "index.json") as draft:

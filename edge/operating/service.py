@@ -39,25 +39,22 @@ class Notifier:
         """How often it wants to hear from us: half of its patience. None: there is no watchdog."""
         self._ping_due_s = clock()
 
-    def ready(self, status: str = "") -> None:
+    def ready(self) -> None:
         """The start, or a reload, is over."""
-        self._send("READY=1", *_status(status))
+        self._send("READY=1")
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
-        self._send(*_status(text))
+        if text:
+            self._send(f"STATUS={' '.join(text.split())}")
 
     def reloading(self) -> None:
         """A reload has begun; `ready` ends it."""
         # Compared with systemd's own clock, so ours must be the same and not an injected one.
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
-    def stopping(self, status: str = "") -> None:
-        self._send("STOPPING=1", *_status(status))
-
-    def extend(self, seconds: float) -> None:
-        """A start, reload or stop that is going on will take this long from now; repeat it before the time is up."""
-        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+    def stopping(self) -> None:
+        self._send("STOPPING=1")
 
     def turn(self, alive: bool) -> None:
         """Call it every second or so: pings the watchdog when that is due, and only when we are alive."""
@@ -71,7 +68,7 @@ class Notifier:
             self._send("WATCHDOG=1")
 
     def _send(self, *lines: str) -> None:
-        if self._address is None or not lines:
+        if self._address is None:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
@@ -131,7 +128,3 @@ def _interval_s(environ: Mapping[str, str], pid: int) -> float | None:
     except ValueError:
         return None
     return patience_s / 2 if patience_s > 0 else None
-
-
-def _status(text: str) -> tuple[str, ...]:
-    return (f"STATUS={' '.join(text.split())}",) if text else ()

@@ -59,6 +59,7 @@ T = TypeVar("T")
 
 REOPEN_S = (0.5, 4.5)
 """First and longest pause before a lost sensor is opened again."""
+ANOTHER_MODEL = "another model came meanwhile; commission again"
 ANSWER_S = 10.0
 """How long somebody waits for a stream to get round to what he asks: a port that is being opened may take some seconds."""
 POINTS, POINT_NS = 600, 1_000_000_000
@@ -406,6 +407,10 @@ class Stream:
         with self._lock:
             return [event for episode in self.episodes for event in (episode.event, episode.question) if event is not None]
 
+    @property
+    def commissioning(self) -> bool:
+        return self._commissioning is not None
+
     def knows(self, episode_id: str) -> bool:
         with self._lock:
             return self.episodes.get(episode_id) is not None
@@ -471,18 +476,27 @@ class Stream:
         """Have it done between two chunks, however long that takes. It may raise nothing that its caller could mend."""
         self._asked.put((action, Future()))
 
-    def replace(self, bundle: Bundle) -> None:
+    def replace(self, bundle: Bundle, *, head: Head | None = None, back: bool = False) -> None:
         """Go on with another model, of the same channels at the same rate, from the next window on. None is missed, for it has
-        seen the newest samples by then. An episode that is on ends, with the reason `new model`. What was forgiven, and the
-        head that was fitted on site, are the old model's and come back with it. Raises `ConfigError` and changes nothing.
+        seen the newest samples by then. An episode that is on ends, with the reason `new model`; a commissioning is over
+        without a result. What was forgiven, and the head that was fitted on site, are the old model's and come back with it.
+
+        `head`: fitted to this stream for that model. `back`: the model so far was taken back, and its heads are of no use any
+        more. Raises `ConfigError` or `CannotCreateError`, and changes nothing.
         """
         pipeline = bundle.pipeline(self._alarm_config)
+        if back:
+            self.heads.forget()
         heads = Heads(self.folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
+        if head is not None:
+            made = topics.rfc3339(self._clock.now_ns())
+            heads.keep(head, made=made, windows=head.calibrator.windows, trusted=False)
         self._end("new model")
-        for event in self.pipeline.drift.end(self._judged_ns) if self.pipeline.drift else []:
+        for event in pipeline.take_over(self.pipeline):
             self._put(event)
-        pipeline.alarm.take_over(self.pipeline.alarm)
-        self._commissioning = None
+        if self._commissioning is not None:
+            self._commissioning = None
+            self._not_commissioned(ANOTHER_MODEL)
         self.bundle, self.pipeline, self.heads = bundle, pipeline, heads
         self._memory_file = _memory_file(self.folder, bundle)
         if (own := heads.load()) is not None:
@@ -498,7 +512,7 @@ class Stream:
 
     def use(self, alarm: AlarmConfig) -> None:
         """Other alarm settings from now on. Raises `ConfigError` for those that cannot be."""
-        self.pipeline.alarm.set_policy(self.bundle.policy(alarm, self.pipeline.head))
+        self.pipeline.set_alarm(self.bundle.policy(alarm, self.pipeline.head), alarm.settle_s)
         self._alarm_config = alarm
 
     def maintain(self, seconds: float | None) -> None:
@@ -599,10 +613,14 @@ class Stream:
         return {"stream": self.name, "state": "cancelled"}
 
     def roll_back(self) -> dict[str, Any]:
-        """Back to the head before this one; in the end to the bundle's."""
-        if not self.heads.roll_back():
+        """Back to the head before this one; in the end to the bundle's. Raises `ConfigError` when the alarm's settings ask more
+        of that than it can tell, and changes nothing."""
+        if self.heads.about is None:
             raise RefusedError(f"{self.name}: has the head of its bundle; there is nothing to go back to")
-        self._adopt(self.heads.load() or self.bundle.head, self._alarm_config)
+        before = self.heads.before() or self.bundle.head
+        self.bundle.policy(self._alarm_config, before)
+        self.heads.roll_back()
+        self._adopt(before, self._alarm_config)
         about = self.heads.about
         return {"stream": self.name, "state": "rolled back", "to": about.made if about else "the bundle's"}
 
@@ -647,8 +665,7 @@ class Stream:
             try:
                 head = commissioning.fit()
             except DataError as error:
-                self._learned = str(error)
-                self._later(partial(self._commissioned, "", str(error)))
+                self._not_commissioned(str(error))
             except BaseException as error:  # a bug here is one of the agent
                 self._asked.put((partial(_raise, error), Future()))
             else:
@@ -657,18 +674,24 @@ class Stream:
         threading.Thread(target=work, name=f"fit-{self.name}", daemon=True).start()
 
     def _fitted(self, commissioning: Commissioning, head: Head) -> None:
+        if commissioning.bundle is not self.bundle:
+            self._not_commissioned(ANOTHER_MODEL)
+            return
         try:
             self._adopt(head, self._alarm_config)
             made = topics.rfc3339(self._clock.now_ns())
             self.heads.keep(head, made=made, windows=commissioning.windows, trusted=commissioning.trusted)
         except AmissError as error:  # no threshold for it, or no room on the disk: what was there goes on
             self._adopt(self.heads.load() or self.bundle.head, self._alarm_config)
-            self._learned = str(error)
-            self._later(partial(self._commissioned, "", str(error)))
+            self._not_commissioned(str(error))
             return
         outcome = self._learned = f"fitted to {commissioning.windows} windows of this machine"
         log.info("%s: commissioned, %s", self.name, outcome)
         self._later(partial(self._commissioned, outcome, ""))
+
+    def _not_commissioned(self, why: str) -> None:
+        self._learned = why
+        self._later(partial(self._commissioned, "", why))
 
     def _adopt(self, head: Head, alarm: AlarmConfig) -> None:
         policy = self.bundle.policy(alarm, head)

@@ -1,6 +1,7 @@
 """What the operating system knows of this device. Everything is None where it does not tell."""
 
 import ctypes
+import functools
 import os
 import resource
 import sys
@@ -79,6 +80,7 @@ def temperature_c() -> float | None:
         return None
 
 
+@functools.cache
 def board() -> str | None:
     """What the device tree calls the board; a PC has none."""
     try:

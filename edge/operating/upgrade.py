@@ -14,12 +14,10 @@ import msgspec
 
 from edge.bundle import AGENT_VERSION, SCHEMA, Bundle, Manifest, unpack_arrays, verify
 from edge.config import AlarmConfig, DeviceConfig
-from edge.delivery import topics
 from edge.errors import AmissError, BundleError
 from edge.files import at_once
 from edge.head import Head
 from edge.operating.clock import HostClock
-from edge.operating.heads import Heads
 from edge.operating.stream import Stream
 from edge.scoring.backends import RUNTIMES, installed
 from edge.updating import updater
@@ -129,7 +127,7 @@ class Upgrade:
         return "accepted", ""
 
     def quiet(self) -> bool:
-        return not any(stream.pipeline.alarm.active for stream in self._streams.values())
+        return not any(stream.pipeline.alarm.active or stream.commissioning for stream in self._streams.values())
 
     def run(self, serving: Serving) -> None:
         bundle = Bundle.open(serving.path)
@@ -137,16 +135,12 @@ class Upgrade:
             raise BundleError(f"{serving.path}: not the file that it was a moment ago")
         bundle.self_test()
         bundle.policy(self._alarm())
-        for name, head in self._fitted.items():
-            if serving.role == "trial":
-                heads = Heads(self._streams[name].folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
-                made = topics.rfc3339(self._clock.now_ns())
-                heads.keep(head, made=made, windows=head.calibrator.windows, trusted=False)
-        for stream in self._streams.values():
-            stream.ask(partial(stream.replace, bundle))
+        tried = serving.role == "trial"
+        for name, stream in self._streams.items():
+            stream.ask(partial(stream.replace, bundle, head=self._fitted.get(name) if tried else None, back=not tried))
         self._bundle, self._path = bundle, serving.path
         self._fitted, self._watched = {}, {}
-        if serving.role == "trial":
+        if tried:
             self._watch(self._before, {})
         self._adopted(bundle)
 

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from edge.delivery.topics import EventPayload, HealthPayload, InfoPayload, Response, StatePayload
 from edge.signal import Bool, Float32, Float64, Int64
 
+EPISODES = 100
+"""That are shown at most, of all streams together."""
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -79,7 +82,7 @@ class View(Protocol):
         ...
 
     def episodes(self) -> list[EventPayload]:
-        """The newest event of each of the last hundred episodes (gaps, faults and drift included), newest first."""
+        """The newest event of each of the last `EPISODES` episodes (gaps, faults and drift included), newest first."""
         ...
 
     def verdicts(self) -> dict[str, str]:

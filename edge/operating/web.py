@@ -4,7 +4,6 @@
     GET  /api/now              everything that changes by the second; `?streams=a,b` adds what is drawn of those
     GET  /api/episodes         what happened last, newest first, `?limit=12` of it; another one when `mark` above is
     POST /api/request/<verb>   feedback, maintenance, commission: the same as over MQTT
-    GET  /metrics              Prometheus, when there are any
 
 All of it is read through a `View`. What is sent is made for a picture of a few hundred pixels, and bounded.
 """
@@ -25,7 +24,7 @@ from edge.config import WebConfig
 from edge.delivery.topics import EventPayload, Response
 from edge.event import Excerpt
 from edge.operating.http import Answer, Request, Route, Routes, Server, refusal
-from edge.operating.view import History, View
+from edge.operating.view import EPISODES, History, View
 from edge.signal import Float64, Int64
 
 VERBS = ("feedback", "maintenance", "commission")
@@ -35,7 +34,6 @@ DRAWN = 16
 SIGNAL_POINTS = 160
 SCORE_POINTS = 300
 EXCERPT_CHANNELS, EXCERPT_POINTS = 3, 96
-EPISODES = 100
 LEVELS = 1000
 """A value is sent as its height in the picture, 0 … LEVELS: three digits instead of nine."""
 
@@ -44,9 +42,9 @@ OPEN_TYPES = ("sensor_fault", "drift", "new_normal")
 
 
 class Page:
-    def __init__(self, config: WebConfig, view: View, *, metrics: Route | None = None) -> None:
+    def __init__(self, config: WebConfig, view: View) -> None:
         names = {*config.names, view.node, f"{view.node}.local"}
-        self.server = Server("web", config.host, config.port, routes(config, view, metrics), names=names, token=config.token)
+        self.server = Server("web", config.host, config.port, routes(config, view), names=names, token=config.token)
 
     def start(self) -> None:
         """Raises `ConfigError` or `AccessError` when the port cannot be had."""
@@ -60,7 +58,7 @@ class Page:
         return self.server.url
 
 
-def routes(config: WebConfig, view: View, metrics: Route | None) -> Routes:
+def routes(config: WebConfig, view: View) -> Routes:
     page = page_answer((Path(__file__).parent / "page.html").read_bytes())
     asks = config.token is not None
 
@@ -81,8 +79,6 @@ def routes(config: WebConfig, view: View, metrics: Route | None) -> Routes:
     }
     for verb in VERBS:
         found["POST", f"/api/request/{verb}"] = asked(verb)
-    if metrics is not None:
-        found["GET", "/metrics"] = metrics
     return found
 
 
@@ -135,7 +131,7 @@ _HEALTH = ("uptime_s", "mqtt", "clock", "cpu", "rss", "temperature", "disk_writt
 
 def episodes(view: View, limit: int = EPISODES) -> dict[str, Any]:
     """What /api/episodes says: the newest of `total`."""
-    happened, said = view.episodes()[:EPISODES], view.verdicts()
+    happened, said = view.episodes(), view.verdicts()
     return {"total": len(happened), "episodes": [_told(event, said.get(event.id)) for event in happened[:limit]]}
 
 

@@ -285,6 +285,16 @@ class SensorHealth:
         excused: Bool = np.where(faulty, shares, 0).sum(axis=1) >= BLAME
         return excused
 
+    def end(self) -> list[Fault]:
+        """Nobody looks any more: the ends of the faults that were told and last."""
+        begun = {(fault.kind, fault.channel) for fault in self._found if fault.until_ns is None}  # and not told yet
+        ends = [fault for fault in self._found if fault.until_ns is not None]
+        for (kind, channel), case in self._cases.items():
+            if case.told:
+                where = None if channel == _EVERY else channel
+                ends.append(Fault(kind, where, case.since_ns, case.last_ns, case.last_ns, self._fed))
+        return [fault for fault in ends if (fault.kind, fault.channel) not in begun]
+
     # One stretch of whole looks at a time.
 
     def _examine(self, upto: int) -> None:

@@ -70,7 +70,7 @@ class Device(Protocol):
         ...
 
     def quiet(self) -> bool:
-        """No episode is on in any stream."""
+        """No episode is on in any stream, and none is being commissioned."""
         ...
 
     def run(self, serving: Serving) -> None:
@@ -108,6 +108,8 @@ class Updates:
         self._serving = models.serve()
         self._offer: Offer | None = None
         self._reason = ""
+        self.taken_back = 0
+        """Models, since the start."""
         self.progress = self._at("probation" if self._serving.role == "trial" else "idle")
 
     def start(self) -> None:
@@ -210,7 +212,7 @@ class Updates:
     def _wait_for_quiet(self) -> None:
         until_s = self._clock() + PATIENCE_S
         while not self._device.quiet() and self._clock() < until_s and not self._stopping and self._back is None:
-            self._show("waiting", "an episode is on; the model changes when it is over")
+            self._show("waiting", "an episode is on, or a commissioning; the model changes when it is over")
             self._wake.wait(self._look_s)
 
     def _switch(self) -> None:
@@ -245,6 +247,7 @@ class Updates:
         serving = self._models.serve()
         self._device.run(serving)
         self._serving, self._offer = serving, None
+        self.taken_back += 1
         log.warning("model %d was taken back: %s; model %d runs again", running.number, reason, serving.number)
         self._show("idle", f"model {running.number} was taken back: {reason}")
 

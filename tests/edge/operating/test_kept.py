@@ -121,12 +121,31 @@ def test_gaps_and_updates_write_nothing(tmp_path: Path) -> None:
     assert [one.event.id for one in episodes] == ["g", "a"]
 
 
+def test_an_anomaly_that_is_on_outlives_any_number_of_gaps(tmp_path: Path) -> None:
+    episodes = Episodes(tmp_path)
+    episodes.tell(event("a"), np.zeros((1, 2, 4), np.float32))
+    episodes.tell(event("b"), np.zeros((1, 2, 4), np.float32))
+    episodes.tell(event("b", "anomaly_ended"))
+    for i in range(3 * MOST):
+        episodes.tell(event(f"g{i}", "gap"))
+    assert len(list(episodes)) == MOST
+    assert episodes.windows("a") is not None
+    assert [one.event.id for one in Episodes(tmp_path)] == ["a", "b"]
+    for i in range(MOST):
+        episodes.tell(event(f"c{i}"))
+        episodes.tell(event(f"c{i}", "anomaly_ended"))
+    assert episodes.get("b") is None
+    assert episodes.get("a") is not None, "nobody has said that it is over"
+
+
 def test_what_is_kept_is_bounded_and_what_a_person_judged_goes_last(tmp_path: Path) -> None:
     episodes = Episodes(tmp_path)
     episodes.tell(event("judged"), np.zeros((1, 2, 4), np.float32))
+    episodes.tell(event("judged", "anomaly_ended"))
     episodes.judge("judged", "confirmed")
     for i in range(3 * MOST):
         episodes.tell(event(f"e{i}"), np.zeros((1, 2, 4), np.float32))
+        episodes.tell(event(f"e{i}", "anomaly_ended"))
     assert len(list(episodes)) == MOST
     assert episodes.get("judged") is not None
     assert len(list(tmp_path.glob("*.npz"))) == MOST

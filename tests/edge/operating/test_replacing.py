@@ -8,12 +8,13 @@ import pytest
 from small_bundle import CHANNELS, build, normal
 
 from edge.bundle import Bundle
-from edge.config import DeviceConfig, MqttConfig, StreamConfig
+from edge.config import AlarmConfig, DeviceConfig, MqttConfig, StreamConfig
 from edge.delivery import Delivery
 from edge.delivery.mqtt import MqttSink
 from edge.delivery.outbox import Outbox
 from edge.operating.clock import HostClock
-from edge.operating.stream import Stream
+from edge.operating.heads import MOST
+from edge.operating.stream import ANOTHER_MODEL, Stream
 from edge.sensing.sources import ReplaySource
 from edge.signal import Float32, Int64, Samples
 
@@ -123,3 +124,57 @@ def test_what_was_forgiven_and_learned_comes_back_with_its_model(tmp_path: Path,
         told.stream.replace(old)
         assert told.stream.pipeline.memory.names == ("n-b-s-1",)
         assert told.stream.heads.about is not None
+
+
+def test_a_commissioning_is_over_and_whoever_asked_is_told(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(200))
+        outcomes: list[tuple[str, str]] = []
+        told.stream.commission(1.0, trusted=False, done=lambda *outcome: outcomes.append(outcome))
+        late = told.stream._commissioning
+        assert late is not None
+        told.stream.replace(new)
+        assert outcomes == [("", ANOTHER_MODEL)]
+        assert not told.stream.commissioning
+        told.stream._fitted(late, old.head)  # the thread that fits had begun before
+        assert outcomes == [("", ANOTHER_MODEL)] * 2
+        assert told.stream.pipeline.head is new.head, "and not one that was fitted to another encoder"
+        assert told.stream.heads.about is None
+
+
+def test_a_fault_of_the_sensor_ends_with_its_model(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(400))
+        x = normal(800, seed=1)
+        x[1, 100:] = x[1, 100]
+        told.feed(x)
+        assert [event.until for event in told.stream.told() if event.type == "sensor_fault"] == [None]
+        told.stream.replace(new)
+        faults = [event for event in told.stream.told() if event.type == "sensor_fault"]
+        assert len(faults) == 1
+        assert faults[0].until is not None
+
+
+def test_a_head_for_the_candidate_comes_and_goes_with_it(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(200))
+        told.stream.heads.keep(old.head, made="2026-01-01T00:00:00Z", windows=1, trusted=False)
+        for _ in range(2 * MOST):  # as many that were tried and taken back
+            told.stream.replace(new, head=new.head)
+            assert told.stream.heads.about is not None
+            told.stream.replace(old, back=True)
+        assert told.stream.heads.about is not None, "what was learned for the old one is still there"
+        told.stream.replace(new)
+        assert told.stream.heads.about is None
+
+
+def test_how_long_it_takes_to_settle_may_change_while_it_runs(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    with closing(Told(tmp_path, bundles[0])) as told:
+        before = told.stream.pipeline.settling
+        told.stream.use(AlarmConfig())
+        assert told.stream.pipeline.settling is before
+        told.stream.use(AlarmConfig(settle_s=3600.0))
+        assert told.stream.pipeline.settling is not before

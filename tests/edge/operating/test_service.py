@@ -58,15 +58,14 @@ class Clock:
 
 def test_what_is_said(systemd: Systemd) -> None:
     notifier = Notifier(systemd.environ)
-    notifier.extend(90)
-    notifier.ready("pump: online")
+    notifier.ready()
     notifier.status("two\nlines")
     before_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     notifier.reloading()
     notifier.stopping()
     heard = systemd.heard()
-    reloading = heard.pop(3)
-    assert heard == [["EXTEND_TIMEOUT_USEC=90000000"], ["READY=1", "STATUS=pump: online"], ["STATUS=two lines"], ["STOPPING=1"]]
+    reloading = heard.pop(2)
+    assert heard == [["READY=1"], ["STATUS=two lines"], ["STOPPING=1"]]
     assert reloading[0] == "RELOADING=1"
     assert 0 <= int(reloading[1].removeprefix("MONOTONIC_USEC=")) - before_us < 5e6
 
