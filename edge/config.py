@@ -13,12 +13,14 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from edge.errors import ConfigError, NoInputError
+
+T = TypeVar("T")
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lower case letters, digits and dashes")]
 Positive = Annotated[float, Meta(gt=0)]
@@ -349,39 +351,37 @@ def load_mqtt(path: Path | None, broker: str | None, environ: Mapping[str, str] 
 
     Raises `NoInputError` and `ConfigError` like `load`.
     """
-    text = _text(path) if path else ""
-    where = str(path or "--broker")
-    try:
-        data = _substitute({"mqtt": tomllib.loads(text).get("mqtt", {})}, environ, where)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    _merge(data, {"mqtt": _from_environment(environ, Path(where)).get("mqtt", {})})
+    more: dict[str, Any] = {}
     if broker:
         host, _, port = broker.rpartition(":") if re.search(r":\d+$", broker) else (broker, "", "")
-        _merge(data, {"mqtt": {"host": host.strip("[]"), **({"port": int(port)} if port else {})}})
-    refuse_unknown_keys(data["mqtt"], MqttConfig, where, "mqtt.")
-    try:
-        return msgspec.convert(data["mqtt"], MqttConfig)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at `$")
-        raise ConfigError(f"{where}: mqtt{at.rstrip('`')}: {message[0].lower()}{message[1:]}") from None
+        more = {"host": host.strip("[]"), **({"port": int(port)} if port else {})}
+    return _section("mqtt", MqttConfig, path, environ, more)
 
 
 def load_token(path: Path | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """`requests.token` alone, for who asks devices for something: of a file, or of AMISS_REQUESTS__TOKEN(_FILE).
+    """`requests.token` alone, for who asks devices for something. Raises `NoInputError` and `ConfigError` like `load`."""
+    return _section("requests", RequestsConfig, path, environ, {}).token
 
-    Raises `NoInputError` and `ConfigError` like `load`.
-    """
-    where = str(path or "environment")
+
+def _section(name: str, kind: type[T], path: Path | None, environ: Mapping[str, str], more: dict[str, Any]) -> T:
+    """One table of a file, if there is one, with what the environment says, and `more` above both."""
+    where = str(path or "environment and options")
     try:
-        data = _substitute({"requests": tomllib.loads(_text(path) if path else "").get("requests", {})}, environ, where)
+        data = _substitute({name: tomllib.loads(_text(path) if path else "").get(name, {})}, environ, where)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
-    _merge(data, {"requests": _from_environment(environ, Path(where)).get("requests", {})})
-    token = data["requests"].get("token")
-    if token is not None and not isinstance(token, str):
-        raise ConfigError(f"{where}: requests.token: expected text")
-    return token
+    _merge(data, {name: _from_environment(environ, Path(where)).get(name, {})})
+    _merge(data, {name: more})
+    refuse_unknown_keys(data[name], kind, where, f"{name}.")
+    return _converted(data[name], kind, f"{where}: {name}")
+
+
+def _converted(data: Any, kind: type[T], where: str) -> T:
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        raise ConfigError(f"{where}{at.rstrip('`')}: {message[0].lower()}{message[1:]}") from None
 
 
 def parse(data: Any, where: str = "configuration") -> DeviceConfig:
@@ -406,11 +406,7 @@ def changed_alarm(alarm: AlarmConfig, changes: Mapping[str, Any]) -> AlarmConfig
     """`[alarm]` with other values for some of its keys; raises `ConfigError`."""
     merged = {**msgspec.to_builtins(alarm), **changes}
     refuse_unknown_keys(merged, AlarmConfig, "alarm", "alarm.")
-    try:
-        return msgspec.convert(merged, AlarmConfig)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at `$")
-        raise ConfigError(f"alarm{at.rstrip('`')}: {message[0].lower()}{message[1:]}") from None
+    return _converted(merged, AlarmConfig, "alarm")
 
 
 @functools.cache

@@ -101,8 +101,8 @@ class Stream:
         self.inference = Histogram()
         self.alerts: dict[str, int] = {}
         """By type of event."""
-        self.last_sample_ns: int | None = None
-        """When it arrived, on the host's clock."""
+        self.arrived_ns: int | None = None
+        """When the newest samples came, on the host's clock."""
         self._beat = beat
         self._outbox, self._delivery, self._clock, self._boot = outbox, delivery, clock, boot
         self._later, self._replayed, self._once, self._monotonic = later, replayed, once, monotonic
@@ -196,7 +196,7 @@ class Stream:
         verdicts = self.pipeline.judge(samples)
         if len(verdicts):
             self.inference.observe(self._monotonic() - began_s)
-        self.last_sample_ns = self._clock.now_ns()
+        self.arrived_ns = self._clock.now_ns()
         for event in verdicts.events:
             self._put(event)
         if not len(verdicts):
@@ -372,7 +372,7 @@ class Stream:
             p_value=None if state is None else state.p_value,
             anomaly=state is not None and state.anomaly,
             online=health.online,
-            last_sample_s=None if self.last_sample_ns is None else self.last_sample_ns / 1e9,
+            last_sample_s=None if self.arrived_ns is None else self.arrived_ns / 1e9,
             reconnects=health.reopened,
         )
 
