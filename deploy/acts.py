@@ -59,6 +59,10 @@ class Story:
     def states(self, span: tuple[float, float] = (-math.inf, math.inf)) -> list[tuple[float, dict[str, Any]]]:
         return [(at_s, json.loads(payload)) for at_s, payload in self.on(topics.state(NODE, STREAM), span)]
 
+    def healths(self, span: tuple[float, float]) -> list[dict[str, Any]]:
+        """What the agent said of its delivery."""
+        return [json.loads(payload)["mqtt"] for _, payload in self.on(topics.health(NODE), span)]
+
     def after(self, mark: str, moments: Iterable[float]) -> float | None:
         """Seconds from the mark to the first of these moments behind it."""
         begun_s = self.marks.get(mark, math.inf)
@@ -196,7 +200,7 @@ def outage(story: Story) -> Act:
     arrived_s = story.after("broker back", [at_s for at_s, _ in started])
     ids = {event["id"] for event in _alarms(events)}
     waited = story.facts.get("waiting while dead", 0)
-    health = [json.loads(payload)["mqtt"] for _, payload in story.on(topics.health(NODE), story.span(title))]
+    health = story.healths(story.span(title))
     return Act(
         title,
         f"the alert waits on the disk and arrives within {ARRIVES_S:g} s of the broker's return; exactly one episode",
@@ -217,7 +221,7 @@ def outage(story: Story) -> Act:
             (f"it arrives within {ARRIVES_S:g} s of the broker's return", _within(arrived_s, ARRIVES_S)),
             ("exactly one episode", len(ids) == 1 and len(started) == 1),
             ("it is ended, and the restart is named", [event.get("reason") for event in ended] == ["restart"]),
-            ("health says that nothing waits and nothing was dropped", bool(health) and _settled(health[-1])),
+            ("health says that nothing waits and nothing was dropped", bool(health) and settled(health[-1])),
         ),
     )
 
@@ -273,7 +277,8 @@ def _share(states: list[dict[str, Any]]) -> float:
     return _strange(states) / len(states) if states else math.nan
 
 
-def _settled(mqtt: dict[str, Any]) -> bool:
+def settled(mqtt: dict[str, Any]) -> bool:
+    """Nothing waits, and nothing was lost."""
     return not (mqtt["queued"] or mqtt["dropped"] or mqtt["parked"])
 
 

@@ -10,6 +10,7 @@ there, from nothing else.
 
 import contextlib
 import json
+import math
 import os
 import queue
 import shutil
@@ -293,8 +294,8 @@ class Show:
             self._broker.start()
             self._do("broker back", "the broker is back")
             self._wait(lambda: self._since("broker back", "anomaly_ended"))
-            settled_s = time.monotonic()
-            self._wait(lambda: any(at_s > settled_s for at_s, _ in self.story.on(topics.health(NODE))))
+            told_s = time.monotonic()
+            self._wait(lambda: any(acts.settled(mqtt) for mqtt in self.story.healths((told_s, math.inf))))
 
     def end(self) -> None:
         with self._act("a clean end"):

@@ -40,13 +40,13 @@ class Device:
         self._client.on_subscribe = lambda *rest: ready.append(1)
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
-        self._say(Progress(step="idle", number=1, digest="a" * 64, group=group))
+        self._say(Progress(step="idle", number=1, digest="a" * 64, group=group)).wait_for_publish(10)
         if not deaf:
             self._client.subscribe(f"amiss/{node}/request/+", 1)
             until(lambda: ready)
 
-    def _say(self, progress: Progress) -> None:
-        self._client.publish(f"amiss/{self._node}/update", msgspec.json.encode(progress), 1, retain=True)
+    def _say(self, progress: Progress) -> paho.MQTTMessageInfo:
+        return self._client.publish(f"amiss/{self._node}/update", msgspec.json.encode(progress), 1, retain=True)
 
     def _asked(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         body = json.loads(message.payload)

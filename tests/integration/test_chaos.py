@@ -15,8 +15,9 @@ from edge.bundle import Bundle
 from edge.errors import SinkUnavailableError
 from edge.signal import Float32, Samples
 
-# `fades` is longer than what is forgiven reaches back: with windows of the fault's beginning it would be too wide, and refused.
-FAST = chaos.Pace(calm=2.0, unplugged=2.0, stuck=6.0, well=0.0, seen=0.5, dead=1.0, quiet=2.0, cool_down=4.0, fades=6.0)
+# `fades` is longer than what is forgiven reaches back, which is 48 windows of 16 samples: with windows of the fault's beginning
+# it would be too wide, and refused.
+FAST = chaos.Pace(calm=2.0, unplugged=2.0, stuck=6.0, well=0.0, seen=0.5, dead=1.0, quiet=2.0, cool_down=4.0, fades=9.0)
 
 
 class Noise:
