@@ -646,6 +646,12 @@ def publish(
     again: Annotated[
         bool, typer.Option("--again", help="Offer what is offered already under a new number: devices that left it come back.")
     ] = False,
+    hold: Annotated[
+        bool,
+        typer.Option(
+            "--hold", help="Only for devices that `amiss fleet rollout` asks to take it, until it is offered without."
+        ),
+    ] = False,
     hand_over: Annotated[
         bool, typer.Option("--hand-over", help="Sign with the targets key only; --refresh puts it in force elsewhere.")
     ] = False,
@@ -676,8 +682,10 @@ def publish(
     asked = sum(map(bool, (bundle, refresh, withdraw, list_)))
     if asked > 1 or not (asked or mqtt):
         raise UsageError("say one of: a bundle, --refresh, --withdraw NAME-VERSION, --list; and --mqtt NAME with it or alone")
-    if bundle is None and (group or device or note or number or keep or again):
-        raise UsageError("--group, --device, --note, --number, --keep and --again say how a bundle is offered; name the bundle")
+    if bundle is None and (group or device or note or number or keep or again or hold):
+        raise UsageError(
+            "--group, --device, --note, --number, --keep, --again and --hold say how a bundle is offered; name the bundle"
+        )
     if hand_over and ((bundle is None and withdraw is None) or mqtt):
         raise UsageError("--hand-over goes with a bundle or --withdraw, and without --mqtt")
     if mqtt is None and (config or broker):
@@ -699,7 +707,7 @@ def publish(
         if bundle is not None:
             done = publishing.publish(
                 bundle, repo, ring, groups=group or (), devices=device or (), note=note, days=days, number=number, keep=keep,
-                again=again, hand_over=hand_over,
+                again=again, hold=hold, hand_over=hand_over,
             )  # fmt: skip
         elif withdraw is not None:
             done = publishing.withdraw(withdraw, repo, ring, days=days, hand_over=hand_over)

@@ -58,19 +58,23 @@ def publish(
     number: int = 0,
     keep: bool = False,
     again: bool = False,
+    hold: bool = False,
     hand_over: bool = False,
     clock: Clock = utc_now,
 ) -> Published:
     """Offer a bundle to these groups and devices, or to all.
 
     It takes the place of earlier versions for the same devices, unless `keep`. The very same offer is not made twice, unless
-    `again`: then it has a new number, and devices that left it come back. `number`: at least this one. `hand_over`: sign with
+    `again`: then it has a new number, and devices that left it come back. With `hold` only devices take it that are asked to,
+    as `amiss fleet rollout` does, and everything else stays; offered without it later, it keeps its number. `number`: at least
+    this one. `hand_over`: sign with
     the targets key only; `refresh` puts it in force where the other keys are.
 
     Raises `NoInputError`, `BundleError` (no bundle, or this machine computes something else), `DataError` (a version that is
     there with other bytes, or a name that is none), and what `Repository.settle` raises; then readers notice nothing.
     """
     data, offer = examine(bundle, groups, devices, note)
+    offer = msgspec.structs.replace(offer, held=hold)
     repository = Repository(folder, clock)
     with repository.lock():
         repository = Repository(folder, clock)  # as it is now that nobody else writes
@@ -79,13 +83,14 @@ def publish(
         _refuse_other_bytes(repository, offer)
         there = offers(targets).get(offer.path)
         highest = max(int(targets.unrecognized_fields.get(NUMBER_FIELD, 0)), *(o.number for o in offers(targets).values()), 0)
-        offer = msgspec.structs.replace(offer, number=max(highest + 1, number))
+        let_go = there is not None and there.held and not hold and not again and number <= there.number
+        offer = msgspec.structs.replace(offer, number=there.number if there and let_go else max(highest + 1, number))
         if there is not None and not again and msgspec.structs.replace(offer, number=there.number) == there and not number:
             written = repository.settle(ring, days=days, hand_over=hand_over)  # ends what was begun, too
             result = Published(there, _learned(repository, written))
             result.lines = [f"{there.path} is offered already, as number {there.number}; --again offers it anew"]
             return result
-        gone = [] if keep else [path for path, other in offers(targets).items() if _supersedes(offer, other)]
+        gone = [] if keep or hold else [path for path, other in offers(targets).items() if _supersedes(offer, other)]
         for path in gone:
             del targets.targets[path]
         targets.targets[offer.path] = _target(offer, data)
@@ -99,7 +104,8 @@ def publish(
     result = Published(offer, _learned(repository, written), tuple(path for path in gone if path != offer.path))
     audience = _audience(offer)
     result.lines = [
-        f"{offer.path} is offered to {audience} as number {offer.number} ({offer.size} bytes, {offer.digest[:16]}…)",
+        f"{offer.path} is {'held for' if hold else 'offered to'} {audience} as number {offer.number} "
+        f"({offer.size} bytes, {offer.digest[:16]}…)",
         *(f"{path} is no longer offered" for path in result.superseded),
         f"to learn of it a device downloads {result.metadata_bytes} bytes of metadata ({_sizes(repository)})",
     ]
@@ -184,7 +190,8 @@ def listing_lines(data: dict[str, Any]) -> list[str]:
     for item in data["offers"]:
         offer = msgspec.convert(item, Offer)
         title = offer.path.removesuffix(".amiss")
-        lines.append(f"{offer.number:6}  {title:32}  {offer.size:9}  {_audience(offer)}  {offer.note}".rstrip())
+        audience = _audience(offer) + (", held" if offer.held else "")
+        lines.append(f"{offer.number:6}  {title:32}  {offer.size:9}  {audience}  {offer.note}".rstrip())
     if data["waiting"]:
         lines.append(f"handed over and not in force yet: {', '.join(data['waiting'])}")
     lines.append(f"metadata {data['metadata_bytes']} bytes")
@@ -253,7 +260,7 @@ def _target(offer: Offer, data: bytes) -> TargetFile:
 def _without_empty(data: Any) -> Any:
     """What is empty need not be said: it would be in every device's download."""
     if isinstance(data, dict):
-        return {key: _without_empty(value) for key, value in data.items() if value not in ("", [], ())}
+        return {key: _without_empty(value) for key, value in data.items() if value is not False and value not in ("", [], ())}
     return [_without_empty(value) for value in data] if isinstance(data, list | tuple) else data
 
 

@@ -526,7 +526,7 @@ class Agent:
 
     def _update(self, body: asked.Update) -> dict[str, Any]:
         updates = self._updating()
-        updates.look_now()
+        updates.look_now(body.number)
         found: dict[str, Any] = msgspec.to_builtins(updates.progress)
         return found
 

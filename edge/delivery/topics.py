@@ -210,6 +210,10 @@ class StreamHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Share of a commissioning that is done."""
     faults: tuple[str, ...] = ()
     """What is wrong with the sensor now, for a person: `current: stuck`."""
+    alarms: int = 0
+    """Of the events: anomalies that started."""
+    latency_ms: float | None = None
+    """That a window takes, the median of late."""
 
 
 class ClockHealth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -86,6 +86,9 @@ class Snapshot(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Update(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """There may be something in the repository: look now."""
 
+    number: Annotated[int, Meta(ge=1, lt=2**53)] | None = None
+    """Take this one, though its offer is held until somebody asks."""
+
 
 class Rollback(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Back to the model before this one, and never to this one again. Needs no network."""

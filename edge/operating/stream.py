@@ -330,6 +330,7 @@ class Stream:
     def health(self) -> StreamHealth:
         """From any thread: numbers that are a moment old at most."""
         windower, source, learning = self.pipeline.windower, self.source, self._commissioning
+        latency_s = self._latency_s()
         return StreamHealth(
             online=self.online,
             samples=self.samples,
@@ -342,22 +343,27 @@ class Stream:
             faults=self.pipeline.faults,
             commissioned=None if (about := self.heads.about) is None else about.made,
             learning=None if learning is None else round(learning.share, 3),
+            alarms=self.alerts.get("anomaly_started", 0),
+            latency_ms=None if latency_s is None else round(1e3 * latency_s, 3),
         )
 
     # What others look at.
 
     def seen(self) -> Seen:
         """All there is so far, to be subtracted; from any thread."""
-        latencies = list(self._latencies)
         return Seen(
             seconds=self._monotonic(),
             samples=self.samples,
             windows=self.windows,
             strange=self.strange,
             alarms=self.alerts.get("anomaly_started", 0),
-            latency_s=float(np.median(latencies)) if latencies else None,
+            latency_s=self._latency_s(),
             not_finite=self.not_finite,
         )
+
+    def _latency_s(self) -> float | None:
+        latencies = list(self._latencies)  # it grows in another thread
+        return float(np.median(latencies)) if latencies else None
 
     def counters(self) -> StreamCounters:
         """From any thread, for Prometheus."""

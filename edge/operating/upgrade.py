@@ -79,7 +79,7 @@ class Upgrade:
         self._kept_s = -1e18
         self.stopping = False
 
-    def check(self) -> Checked:
+    def check(self, asked: int | None) -> Checked:
         manifest = self._bundle.manifest
         facts = Facts(
             node=self._config.node,
@@ -89,6 +89,7 @@ class Upgrade:
             schema=SCHEMA,
             agent=AGENT_VERSION,
             runtimes=tuple(name for name in RUNTIMES if installed(name)),
+            asked=asked,
         )
         return updater.check(self._config, facts, self._models)
 

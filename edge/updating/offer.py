@@ -40,6 +40,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     groups: Several = ()
     devices: Several = ()
     """Who it is for: a device whose group or node is named. Both empty: everybody."""
+    held: bool = False
+    """Only for who is asked to take it, by its number: so a roll-out goes from stage to stage."""
     created: Text = ""
     """RFC 3339, UTC."""
     note: Annotated[str, Meta(max_length=2000)] = ""
@@ -71,6 +73,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Version of this agent."""
     runtimes: tuple[str, ...]
     """Those that are installed."""
+    asked: int | None = None
+    """The number of a held offer that it was asked to take."""
 
 
 class _Custom(msgspec.Struct, frozen=True):

@@ -31,6 +31,7 @@ from edge.updating.updater import Checked
 log = logging.getLogger("amiss")
 
 Outcome = Literal["accepted", "refused", "unknown"]
+Became = Literal["kept", "refused", "taken back", "unfit"]
 Step = Literal["idle", "checking", "fetching", "trying", "waiting", "probation"]
 PATIENCE_S = 24 * 3600.0
 """That an update waits for an episode to end. What lasts for a day is how the machine is now."""
@@ -56,12 +57,18 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Models that were found bad here."""
     group: str = ""
     """Of devices, that this one belongs to."""
+    became: Became | None = None
+    """What became of the last offer that was looked at,"""
+    about: int | None = None
+    """and which that was."""
 
 
 class Device(Protocol):
     """What the workflow needs of the agent. Called from the workflow's thread; each call may take its time."""
 
-    def check(self) -> Checked: ...
+    def check(self, asked: int | None) -> Checked:
+        """`asked`: the number of a held offer that it was asked to take."""
+        ...
 
     def fetch(self, offer: Offer) -> Path: ...
 
@@ -107,7 +114,9 @@ class Updates:
         self._failure: BaseException | None = None
         self._serving = models.serve()
         self._offer: Offer | None = None
+        self._asked: int | None = None
         self._reason = ""
+        self._became: tuple[Became, int] | None = None
         self.taken_back = 0
         """Models, since the start."""
         self.progress = self._at("probation" if self._serving.role == "trial" else "idle")
@@ -127,8 +136,9 @@ class Updates:
         if self._failure is not None:
             raise self._failure
 
-    def look_now(self) -> None:
-        """There may be something in the repository; from any thread."""
+    def look_now(self, number: int | None = None) -> None:
+        """There may be something in the repository, or the offer of this number is to be taken; from any thread."""
+        self._asked = number if number is not None else self._asked
         self._due_s = self._clock()
         self._wake.set()
 
@@ -167,10 +177,14 @@ class Updates:
 
     def _update(self) -> None:
         self._show("checking")
-        checked = self._device.check()
+        asked = self._asked
+        checked = self._device.check(asked)
         offer = checked.chosen
+        unfit = sorted(checked.unfit, key=lambda one: one[0].number != asked)
+        if unfit and unfit[0][0].number == asked:
+            self._became = "unfit", unfit[0][0].number
         if offer is None:
-            self._show("idle", checked.reason or next((why for _, why in checked.unfit), self._reason))
+            self._show("idle", checked.reason or next((why for _, why in unfit), self._reason))
             return
         self._offer = offer
         self._show("fetching", "")  # what was said of another one is over
@@ -195,7 +209,7 @@ class Updates:
             self._show("idle", str(error))
         except (UntrustedError, UnfitError, ConfigError, BundleError) as error:
             log.warning("model %d is not taken: %s", offer.number, error)
-            self._offer = None
+            self._offer, self._became = None, ("refused", offer.number)
             self._show("idle", f"model {offer.number} is not taken: {error}")
         except AmissError as error:  # of this device, not of the model
             log.warning("model %d waits: %s", offer.number, error)
@@ -232,7 +246,7 @@ class Updates:
             self._models.commit()
             self._serving = self._models.serve()
             log.info("model %d has proved itself: %s", self._serving.number, reason)
-            self._offer = None
+            self._offer, self._became = None, ("kept", self._serving.number)
             self._show("idle", "")
         elif verdict == "roll back":
             self._take_back(reason)
@@ -248,6 +262,7 @@ class Updates:
         self._device.run(serving)
         self._serving, self._offer = serving, None
         self.taken_back += 1
+        self._became = "taken back", running.number
         log.warning("model %d was taken back: %s; model %d runs again", running.number, reason, serving.number)
         self._show("idle", f"model {running.number} was taken back: {reason}")
 
@@ -271,4 +286,6 @@ class Updates:
             reason=self._reason,
             bad=len(self._models.bad),
             group=self._group,
+            became=self._became[0] if self._became else None,
+            about=self._became[1] if self._became else None,
         )

@@ -159,6 +159,20 @@ def test_the_number_grows_with_everything_that_is_said(shop: Shop, make: Make) -
     assert shop.number(make("3"), number=7) == 101
 
 
+def test_what_is_held_leaves_everything_as_it_is_and_keeps_its_number_when_it_is_let_go(shop: Shop, make: Make) -> None:
+    shop.publish(make("1"))
+    held = shop.publish(make("2"), hold=True)
+    assert held.lines[0].startswith("pump-2.amiss is held for all devices as number 2")
+    offers = shop.device().offers()
+    assert {path: offer.held for path, offer in offers.items()} == {"pump-1.amiss": False, "pump-2.amiss": True}
+    assert "already" in shop.publish(make("2"), hold=True).lines[0]
+    let_go = shop.publish(make("2"))
+    assert let_go.superseded == ("pump-1.amiss",)
+    offers = shop.device().offers()
+    assert [(offer.number, offer.held) for offer in offers.values()] == [(2, False)], "who has it has nothing to do"
+    assert shop.number(make("3")) == 3
+
+
 def test_what_others_still_need_is_still_offered(shop: Shop, make: Make) -> None:
     shop.publish(make("1"))
     shop.publish(make("2"), groups=["canary"])

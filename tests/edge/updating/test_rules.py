@@ -49,12 +49,23 @@ def test_what_fits_fits() -> None:
         ({"rate_hz": float("inf")}, "inf samples"),
         ({"runtimes": ("litert",)}, "runs with litert; installed: onnxruntime"),
         ({"size": 12346}, "max_bytes"),
+        ({"held": True}, "rolled out in stages, and this device has not been asked"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(changes: dict[str, object], reason: str) -> None:
     with pytest.raises(UnfitError, match=reason):
         fits(offer(**changes), facts(), max_bytes=12345)
     assert choose([offer(**changes)], facts(), 0, (), max_bytes=12345) is None
+
+
+def test_what_is_held_is_for_who_is_asked_to_take_it() -> None:
+    held, older = offer(number=7, held=True, digest="a" * 64), offer(number=6, digest="b" * 64)
+    assert choose([held, older], facts(), 0, ()) is older
+    assert choose([held, older], facts(asked=7), 0, ()) is held
+    assert choose([held, older], facts(asked=6), 0, ()) is older
+    assert choose([held, older], facts(asked=7), 7, ()) is None, "to be asked lowers no floor"
+    assert choose([held, older], facts(asked=7), 0, {held.digest}) is older, "nor is what was bad here tried again"
+    assert choose([held], facts(), 7, (), lost=held.digest) is held, "one that runs here and was lost comes back"
 
 
 def test_a_device_without_a_group_is_of_no_group_that_has_no_name() -> None:

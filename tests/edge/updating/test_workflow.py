@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import pytest
 
 from edge.channel import ChannelSpec
@@ -45,6 +46,8 @@ class Pump:
         self.trouble: Exception | None = None
         self.tried: list[str] = []
         self.refusal = ""
+        self.unfit: list[Offer] = []
+        self.asked: int | None = None
         self.outcome: Outcome | None = None
         self.calm = True
         self.broken: set[int] = set()
@@ -76,7 +79,8 @@ class Pump:
 
     # What the workflow asks.
 
-    def check(self) -> Checked:
+    def check(self, asked: int | None) -> Checked:
+        self.asked = asked
         if self.trouble is not None:
             return Checked("away", str(self.trouble))
         models = self.models
@@ -86,7 +90,8 @@ class Pump:
             for one, _ in self.offers
             if one.digest == models.lost or (one.number > models.floor and one.digest not in known)
         ]
-        return Checked("ok", chosen=max(fit, key=lambda one: one.number, default=None))
+        unfit = tuple((one, "not for this one") for one in self.unfit)
+        return Checked("ok", chosen=max(fit, key=lambda one: one.number, default=None), unfit=unfit)
 
     def fetch(self, wanted: Offer) -> Path:
         data = next(data for one, data in self.offers if one is wanted)
@@ -178,6 +183,34 @@ def test_one_that_is_worse_is_taken_back_at_once_and_for_good(pump: Pump) -> Non
     pump.says = "go on", ""
     pump.turns(10)
     assert pump.ran == [1, 2, 1]
+
+
+def test_what_became_of_the_last_one_is_told_in_one_word(pump: Pump) -> None:
+    def now() -> tuple[object, int | None]:
+        return pump.last.became, pump.last.about
+
+    one = pump.put(1)
+    pump.turns()
+    assert now() == (None, None)
+    pump.says = "commit", "as good as before"
+    pump.turns()
+    assert now() == ("kept", 1)
+    pump.refusal = "says the same of everything"
+    pump.put(2)
+    pump.turns()
+    assert now() == ("refused", 2)
+    pump.refusal = ""
+    pump.put(3)
+    pump.says = "roll back", "worse"
+    pump.turns(2)
+    assert now() == ("taken back", 3)
+    pump.offers.clear()
+    pump.unfit = [msgspec.structs.replace(one, number=4), msgspec.structs.replace(one, number=5)]
+    pump.turns()
+    assert now() == ("taken back", 3), "nobody asked it to take one of these"
+    pump.updates.look_now(5)
+    pump.turns()
+    assert (now(), pump.asked) == (("unfit", 5), 5)
 
 
 def test_one_that_cannot_run_here_is_taken_back_before_it_runs(pump: Pump) -> None:
