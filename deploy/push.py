@@ -1,21 +1,16 @@
 """Tell devices that there may be a new model, and see what becomes of it.
 
-A device that takes models retains where it is with them on `amiss/<node>/update`: who is there, and of which group, is read
-from that. Each one that is asked looks into its repository at once and decides by itself: nothing here makes it take a model.
+Each one that is asked looks into its repository at once and decides by itself: nothing here makes it take a model.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from deploy.retained import retained
+from deploy.plant import Plant
 from edge.config import MqttConfig
-from edge.delivery import topics
-from edge.delivery.mqtt import Message, MqttSink
-from edge.errors import AccessError, NoInputError
 from edge.updating.workflow import Progress
 
 _PATIENCE_S = 15.0
@@ -23,21 +18,19 @@ _PATIENCE_S = 15.0
 _SETTLED_S = 5.0
 """Idle for so long after it had looked, a device has decided."""
 
-Answer = Literal["ok", "refused", "none"]
-
 
 class Row(msgspec.Struct, kw_only=True):
     """One device."""
 
     device: str
     progress: Progress
-    answer: Answer = "none"
+    answer: Literal["ok", "refused", "none"] = "none"
     error: str = ""
     """Why it refused to look."""
     changed_s: float = 0.0
     """When it last said where it is, on the clock of here."""
-    before: str = ""
-    """Digest of the model that ran when it was asked."""
+    asked: Progress
+    """Where it was when it was asked."""
 
     @property
     def outcome(self) -> str:
@@ -49,14 +42,16 @@ class Row(msgspec.Struct, kw_only=True):
             return "runs it, on probation"
         if self.progress.step != "idle":
             return self.progress.reason or "under way"
-        if self.progress.digest != self.before:
+        if self.progress.digest != self.asked.digest:
             return self.progress.reason or "runs it"
         return self.progress.reason or "nothing newer for it"
 
     @property
     def failed(self) -> bool:
-        """It could not be asked, or tried a model and did not keep it."""
-        return self.answer != "ok" or " not taken: " in self.progress.reason or " taken back: " in self.progress.reason
+        """It could not be asked, or tried a model since and did not keep it."""
+        became = self.progress.became, self.progress.about
+        news = became != (self.asked.became, self.asked.about)
+        return self.answer != "ok" or (news and became[0] in ("refused", "taken back"))
 
 
 def push(
@@ -72,95 +67,33 @@ def push(
     """Ask the devices of these groups and names, or all; what they answered, by name.
 
     With `watch_s` it stays until each has decided, at most so long; `said` is told of every change meanwhile. Raises what
-    `MqttSink.connect` does; `AccessError` when the broker does not let us look or ask; `NoInputError` when nobody is there.
+    `Plant` does.
     """
-    mine = f"amiss-push-{secrets.token_hex(4)}"
-    sink = MqttSink(config, mine, client_id=mine, retained=True, clock=clock)
-    for topic_filter in (topics.of_all("update"), topics.of_all("response", "update"), topics.request(mine, "mark")):
-        sink.subscribe(topic_filter)
-    try:
-        sink.connect()
-        rows = _chosen(_there(sink, mine, clock), groups, devices, sink.where)
-        body = {"transaction": mine} | ({"token": token} if token else {})
-        for device in rows:
-            while not sink.room:
-                sink.turn(0.2)
-            sink.publish(device, topics.request(device, "update"), msgspec.json.encode(body))
+    with Plant(config, token=token, clock=clock) as plant:
+        now = {name: plant.devices[name].progress for name in plant.chosen(groups, devices)}
+        rows = {name: Row(device=name, progress=progress, asked=progress) for name, progress in now.items()}
+        waiting = list(rows)
         asked_s = clock()
         while True:
-            for receipt in sink.turn(0.2):
-                if receipt.refusal:
-                    raise AccessError(
-                        f"{sink.where}: refuses {topics.request(str(receipt.token), 'update')} ({receipt.refusal}); see its ACL"
-                    )
-            for message in sink.messages():
-                if (row := _heard(rows, message, mine, clock())) is not None:
-                    said(row)
+            while waiting and plant.room:
+                plant.ask(waiting.pop(0), "update")
+                asked_s = clock()
+            for name in sorted(plant.turn(0.2) & rows.keys()):
+                if (progress := plant.devices[name].progress) is not rows[name].progress:
+                    rows[name].progress, rows[name].changed_s = progress, clock()
+                    said(rows[name])
+            for answer in plant.answers:
+                if (row := rows.get(answer.node)) is not None and answer.verb == "update":
+                    row.answer, row.error = ("ok", "") if answer.response.status == "ok" else ("refused", answer.response.error)
+                    row.changed_s = clock()
+                    if row.answer == "refused":
+                        said(row)
+            plant.answers.clear()
             waited_s = clock() - asked_s
             answered = all(row.answer != "none" for row in rows.values()) or waited_s > _PATIENCE_S
             decided = all(_decided(row, asked_s, clock()) for row in rows.values())
-            if answered and (watch_s <= 0 or decided or waited_s > watch_s):
-                sink.disconnect()
+            if not waiting and answered and (watch_s <= 0 or decided or waited_s > watch_s):
                 return list(rows.values())
-    finally:
-        sink.close()
-
-
-def _there(sink: MqttSink, mine: str, clock: Callable[[], float]) -> dict[str, Row]:
-    """All devices that take models."""
-    hint = f"does not pass on what this user writes to {topics.of_all('request', '+')}; may it?"
-    found: dict[str, Row] = {}
-    for message in retained(sink, topics.request(mine, "mark"), hint, clock):
-        if (progress := _progress(message)) is not None:
-            device = message.topic.split("/")[1]
-            found[device] = Row(device=device, progress=progress, before=progress.digest)
-    return dict(sorted(found.items()))
-
-
-def _chosen(there: dict[str, Row], groups: Sequence[str], devices: Sequence[str], where: str) -> dict[str, Row]:
-    if missing := [device for device in devices if device not in there]:
-        raise NoInputError(
-            f"{where}: no device {', '.join(missing)} that takes models; those that do: {', '.join(there) or 'none'}"
-        )
-    known = {row.progress.group for row in there.values()}
-    if missing := [group for group in groups if group not in known]:
-        raise NoInputError(
-            f"{where}: no device of group {', '.join(missing)}; groups there: {', '.join(sorted(known - {''})) or 'none'}"
-        )
-    everybody = not groups and not devices
-    rows = {name: row for name, row in there.items() if everybody or name in devices or row.progress.group in groups}
-    if not rows:
-        raise NoInputError(f"{where}: no device takes models; a section [update] in device.toml lets it")
-    return rows
-
-
-def _heard(rows: dict[str, Row], message: Message, mine: str, now_s: float) -> Row | None:
-    """The row that a message changes."""
-    row = rows.get(message.topic.split("/")[1])
-    if row is None:
-        return None
-    if (progress := _progress(message)) is not None:
-        row.progress, row.changed_s = progress, now_s
-        return row
-    if message.topic == topics.response(row.device, "update"):
-        try:
-            answer = msgspec.json.decode(message.payload, type=topics.Response)
-        except msgspec.MsgspecError:
-            return None
-        if answer.transaction == mine:
-            row.answer, row.error = ("ok", "") if answer.status == "ok" else ("refused", answer.error)
-            row.changed_s = now_s
-            return row if row.answer == "refused" else None
-    return None
-
-
-def _progress(message: Message) -> Progress | None:
-    if not message.topic.endswith("/update") or "/response/" in message.topic:
-        return None
-    try:
-        return msgspec.json.decode(message.payload, type=Progress)
-    except msgspec.MsgspecError:  # cleared, or of another time
-        return None
 
 
 def _decided(row: Row, asked_s: float, now_s: float) -> bool:
@@ -180,7 +113,7 @@ def line(row: Row) -> str:
 
 def as_data(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
-        {"device": row.device, "answer": row.answer, "outcome": row.outcome, "failed": row.failed, "before": row.before}
+        {"device": row.device, "answer": row.answer, "outcome": row.outcome, "failed": row.failed, "before": row.asked.digest}
         | msgspec.to_builtins(row.progress)
         for row in rows
     ]
@@ -190,5 +123,10 @@ def table(rows: Sequence[Row]) -> list[str]:
     cells = [("device", "group", "runs", "step", "outcome")] + [
         (row.device, row.progress.group or "-", f"model {row.progress.number}", row.progress.step, row.outcome) for row in rows
     ]
-    widths = [max(len(cell[column]) for cell in cells) for column in range(4)]
-    return ["  ".join([*(text.ljust(width) for text, width in zip(cell[:4], widths, strict=True)), cell[4]]) for cell in cells]
+    return columns(cells)
+
+
+def columns(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table, each column as wide as it has to be."""
+    widths = [max(len(cell[column]) for cell in cells) for column in range(len(cells[0]) - 1)]
+    return ["  ".join([*(text.ljust(width) for text, width in zip(cell, widths, strict=False)), cell[-1]]) for cell in cells]

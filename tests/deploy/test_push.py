@@ -57,6 +57,9 @@ class Device:
         for step in self._steps:
             self._say(step)
 
+    def tell(self, topic: str, payload: bytes) -> None:
+        self._client.publish(f"amiss/{self._node}/{topic}", payload, 1, retain=True)
+
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
@@ -97,7 +100,14 @@ def plant(mosquitto: Mosquitto) -> Iterator[dict[str, Device]]:
                     "pump-2",
                     "pumps",
                     at("checking", group="pumps"),
-                    at("idle", reason="model 2 is not taken: it says the same of everything", bad=1, group="pumps"),
+                    at(
+                        "idle",
+                        reason="model 2 is not taken: it says the same of everything",
+                        became="refused",
+                        about=2,
+                        bad=1,
+                        group="pumps",
+                    ),
                 ),
                 "fan-1": Device(mosquitto.port, "fan-1", "fans", at("checking", group="fans"), at("idle", group="fans")),
                 "odd": Device(mosquitto.port, "odd", error="this device takes no models"),
@@ -122,6 +132,13 @@ def test_everybody_is_asked_and_each_tells_what_it_makes_of_it(mosquitto: Mosqui
     head, *lines = pushing.table(rows)
     assert head.split() == ["device", "group", "runs", "step", "outcome"]
     assert lines[2] == "pump-1  pumps  model 2  probation  runs it, on probation"
+
+
+def test_what_became_of_an_earlier_model_is_no_news() -> None:
+    before = at("idle", reason="model 1 was taken back: worse", became="taken back", about=1)
+    assert not pushing.Row(device="pump-1", answer="ok", asked=before, progress=before).failed
+    again = at("idle", reason="model 2 was taken back: worse", became="taken back", about=2)
+    assert pushing.Row(device="pump-1", answer="ok", asked=before, progress=again).failed
 
 
 @pytest.mark.parametrize(
