@@ -239,10 +239,24 @@ class Alarm:
         self._episodes = other._episodes
         self._rests, self._rationed_ns = other._rests, other._rationed_ns
         self._muted_until_ns, self._mute_left_ns = other._muted_until_ns, other._mute_left_ns
+        self._shorten(other._rows.last_ns)
 
     def set_policy(self, policy: AlarmPolicy) -> None:
         """From the next window on. An episode that is active goes on and ends by the new rules."""
         self.policy = policy
+        self._shorten(self._rows.last_ns)
+
+    def _shorten(self, now_ns: int | None) -> None:
+        """What was noted under another policy lasts no longer than this one lets it."""
+        longest_ns = self.policy.longest_cool_down_ns
+        if not self.policy.cool_down_ns:  # only what a person asked for
+            self._rests = {cause: rest for cause, rest in self._rests.items() if rest.usual_ns is not None}
+            self._rationed_ns = None
+        elif self._rationed_ns is not None and now_ns is not None:
+            self._rationed_ns = min(self._rationed_ns, now_ns + BURST * longest_ns)
+        for rest in self._rests.values():
+            rest.length_ns = min(rest.length_ns, longest_ns)
+            rest.usual_ns = None if rest.usual_ns is None else min(rest.usual_ns, longest_ns)
 
     def clock_set_back(self) -> None:
         """The stream's clock jumped back (a sensor that restarted): moments noted on it mean nothing any more."""

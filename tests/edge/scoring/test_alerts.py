@@ -386,3 +386,49 @@ def test_a_new_policy_keeps_the_episode() -> None:
     events = feed(subject, [0.005] * 3, start=3)
     assert kinds(events) == [("ended", 4)]
     assert (events[0].episode, events[0].threshold) == (1, 0.0012)
+
+
+def test_a_shorter_longest_cool_down_counts_at_once_for_what_was_spent_under_the_old_one() -> None:
+    def policy(**settings: float) -> AlarmPolicy:
+        return alarm(**RAW, **settings).policy
+
+    def windows(subject: Alarm, first: int, cause: int, count: int = 1) -> list[int]:
+        """Strange ones, half a minute apart, and an ordinary one behind each."""
+        end_ns = (first + np.repeat(np.arange(count, dtype=np.int64) * 30, 2) + np.tile([0, 1], count)) * HOP
+        p = np.tile([STRANGE, ORDINARY], count)
+        shares = np.tile(np.eye(16, dtype=np.float32)[cause], (2 * count, 1))
+        return started_s(subject.update(end_ns, -np.log(p).astype(np.float32), p, shares)[0])
+
+    def spent() -> Alarm:
+        subject = Alarm(policy(cool_down_s=30.0, longest_cool_down_s=5 * DAY), tuple("abcdefghijklmnop"), HOP, "model")
+        told = [started for cause in range(14) for started in windows(subject, 60 * cause, cause)]
+        assert len(told) == 12, "the ration"
+        return subject
+
+    assert windows(spent(), 900, 15, 240) == [], "the control"
+    shorter = policy(cool_down_s=30.0, longest_cool_down_s=60.0)
+    subject = spent()
+    subject.set_policy(shorter)
+    assert windows(subject, 900, 15, 240) != []
+    subject = Alarm(shorter, tuple("abcdefghijklmnop"), HOP, "another")
+    subject.take_over(spent())
+    assert windows(subject, 900, 15, 240) != []
+    subject = spent()
+    subject.set_policy(policy(cool_down_s=0.0))
+    assert windows(subject, 900, 15) == [900], "without a cool-down nothing waits"
+
+
+def test_a_shorter_longest_cool_down_counts_for_a_false_alarm_too() -> None:
+    subject = alarm(cool_down_s=30.0, longest_cool_down_s=10 * DAY)
+    feed(subject, [STRANGE] * 3)
+    subject.end(2 * HOP, "false alarm", longest=True)
+    subject.set_policy(alarm(cool_down_s=30.0, longest_cool_down_s=100.0).policy)
+    assert kinds(feed(subject, [STRANGE] * 120, start=3)) == [("started", 102)]
+
+
+def test_a_false_alarm_outlives_a_new_policy_that_has_no_cool_down() -> None:
+    subject = alarm(cool_down_s=0.0, longest_cool_down_s=100.0)
+    feed(subject, [STRANGE] * 3)
+    subject.end(2 * HOP, "false alarm", longest=True)
+    subject.set_policy(alarm(cool_down_s=0.0, longest_cool_down_s=100.0).policy)
+    assert kinds(feed(subject, [STRANGE] * 120, start=3)) == [("started", 102)]
