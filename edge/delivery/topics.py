@@ -311,9 +311,12 @@ def rfc3339(time_ns: int) -> str:
 def event_payload(
     event: Event, *, stream: str, episode_id: str, record: str, offset_ns: int, historical: bool = False
 ) -> EventPayload:
-    """`offset_ns` is what added to the stream's clock makes epoch time."""
-    time_ns, since_ns = event.time_ns + offset_ns, event.since_ns + offset_ns
-    until_ns = None if event.until_ns is None else event.until_ns + offset_ns
+    """`offset_ns` is what added to the stream's clock makes epoch time. What began, or was last seen, before that clock was set
+    back did so later, as it counts now: nothing is told of the future, nor has it lasted less than no time."""
+    until_stream_ns = None if event.until_ns is None else min(event.until_ns, event.time_ns)
+    since_stream_ns = min(event.since_ns, event.time_ns if until_stream_ns is None else until_stream_ns)
+    time_ns, since_ns = event.time_ns + offset_ns, since_stream_ns + offset_ns
+    until_ns = None if until_stream_ns is None else until_stream_ns + offset_ns
     return EventPayload(
         id=episode_id,
         record=record,
@@ -328,7 +331,7 @@ def event_payload(
         until=None if until_ns is None else rfc3339(until_ns),
         until_ns=until_ns,
         stream_ns=event.time_ns,
-        since_stream_ns=event.since_ns,
+        since_stream_ns=since_stream_ns,
         score=event.score,
         p_value=event.p_value,
         threshold=event.threshold,

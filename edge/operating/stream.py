@@ -266,7 +266,7 @@ class Stream:
         else:
             self._remember_episode(payload)
         blame = ", ".join(f"{share.channel} {share.share:.0%}" for share in event.channels[:3]) or event.reason
-        log.info("%s: %s since %s: %s", self.name, event.type, topics.rfc3339(event.since_ns + offset_ns), blame)
+        log.info("%s: %s since %s: %s", self.name, event.type, payload.since, blame)
 
     def _record(self, payload: EventPayload) -> EventPayload:
         """An alert is on disk when it returns, telemetry a tenth of a second later; the payload with its record's id."""

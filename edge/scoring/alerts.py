@@ -365,6 +365,7 @@ class Alarm:
             self._episode = self.new_episode()
             return self._event("anomaly_started", end_ns)
 
+        self._since_ns = min(self._since_ns, end_ns - self._hop_ns)  # the clock may have been set back
         self._note(score, p_value, shares)
         if self._ordinary >= self.policy.clear:
             return self._ended(end_ns)

@@ -121,6 +121,17 @@ def test_an_event_survives_the_wire(event: Event) -> None:
     assert msgspec.json.decode(topics.encode(made), type=topics.EventPayload, strict=True) == made
 
 
+@given(EVENTS)
+def test_nothing_lasts_less_than_no_time_or_began_in_the_future(event: Event) -> None:
+    """Also where the stream's clock was set back meanwhile."""
+    made = payload(event)
+    assert made.duration_s >= 0
+    assert (
+        made.since_ns <= (made.time_ns if made.until_ns is None else made.until_ns) <= made.time_ns == event.time_ns + EPOCH_NS
+    )
+    assert made.since_stream_ns == made.since_ns - EPOCH_NS
+
+
 def test_the_other_payloads_survive_the_wire() -> None:
     for made in (
         topics.StatePayload(

@@ -99,6 +99,15 @@ def test_a_clock_that_is_set_back_does_not_leave_the_alarm_deaf() -> None:
     assert kinds(feed(subject, [STRANGE] * 3, start=50)) == [("started", 52)]
 
 
+def test_an_alarm_that_is_on_when_the_clock_is_set_back_did_not_begin_in_the_future() -> None:
+    subject = alarm(update_every_s=2.0)
+    feed(subject, [STRANGE] * 3, start=1000)
+    subject.clock_set_back()
+    updated, ended = feed(subject, [STRANGE] * 2 + [ORDINARY] * 2)
+    assert (updated.time_ns, updated.since_ns) == (0, -1 * HOP)
+    assert (ended.time_ns, ended.since_ns) == (3 * HOP, -1 * HOP)
+
+
 P_VALUES = st.lists(st.sampled_from([STRANGE, BETWEEN, ORDINARY]), max_size=80)
 
 
