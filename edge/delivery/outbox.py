@@ -255,7 +255,9 @@ class Outbox:
         """
         with self._lock:
             self._check()
-            if self._untold - self._mute and self._may_tell():
+            with self._guarded():
+                tells = self._untold - self._mute and self._may_tell() and self._tellable()
+            if tells:
                 with contextlib.suppress(StorageError):  # on a full disk the loss is told later, the records now
                     self._tell_losses()
             with self._guarded():
@@ -642,13 +644,17 @@ class Outbox:
         )
         self._untold.add(topic)
 
+    def _tellable(self) -> list[str]:
+        """Topics with losses to tell; one whose last gap record is still on its way keeps adding up."""
+        told = self._connection.execute(
+            "SELECT topic FROM record WHERE key >= ? AND key < ?", (_GAP << _SHIFT, (_GAP + 1) << _SHIFT)
+        ).fetchall()
+        return sorted(self._untold - self._mute - {topic for (topic,) in told})
+
     def _tell_losses(self) -> None:
-        """Turn losses into gap records; a topic whose last one is still on its way keeps adding up."""
+        """Turn losses into gap records."""
         with self._transaction():
-            told = self._connection.execute(
-                "SELECT topic FROM record WHERE key >= ? AND key < ?", (_GAP << _SHIFT, (_GAP + 1) << _SHIFT)
-            ).fetchall()
-            for topic in sorted(self._untold - self._mute - {topic for (topic,) in told}):
+            for topic in self._tellable():  # asked again, because the transaction may have noted more
                 count, first_ns, last_ns, reason = self._connection.execute(
                     "DELETE FROM loss WHERE topic = ? RETURNING count, first_ns, last_ns, reason", (topic,)
                 ).fetchone()

@@ -825,13 +825,30 @@ def test_a_gap_is_told_once_and_the_next_one_after_it(quick: Path) -> None:
     ((first, gap),) = gaps()
     told = gap.count
     overflow()
+    written = outbox.written_bytes_today
     assert gaps() == [(first, gap)]  # it may be on its way already: what it says stays
+    assert outbox.written_bytes_today == written, "there was nothing to tell"
     outbox.delivered([first])
     ((second, gap),) = gaps()
     assert (told or 0) + (gap.count or 0) == outbox.counts.dropped
     assert gap.record == f"n-b-{second}"
     outbox.close()
     assert [record.sequence for record in open_outbox(quick, boot="c").pending(1)] == [second]
+
+
+def test_over_the_days_budget_a_loss_that_could_not_be_told_yet_waits_only_for_the_one_before_it(quick: Path) -> None:
+    outbox = open_outbox(quick, max_bytes=BUDGET)
+    for _ in range(2):
+        before = outbox.counts.dropped
+        while outbox.counts.dropped == before:
+            outbox.put("telemetry", TOPIC, b"t" * 400)
+        outbox.pending(1)
+    outbox.close()
+    outbox = open_outbox(quick, boot="c", max_bytes=BUDGET, bytes_per_day=0)
+    first, *_ = outbox.pending(1)
+    outbox.delivered([first.sequence])
+    second, *_ = outbox.pending(1)
+    assert (gap_of(first.payload).record, gap_of(second.payload).record[:4]) == (f"n-b-{first.sequence}", "n-c-")
 
 
 def test_one_record_that_is_too_large_does_not_push_out_the_others(path: Path) -> None:
