@@ -215,15 +215,14 @@ class Pipeline:
         while at < len(thought.windows):
             part = thought.part(slice(at, at + min(self.drift.room, self.settling.room)))
             end_ns = part.windows.end_ns
-            muted = self.alarm.muted(end_ns)
             alerts, now = self._alerts(part)
             events += alerts
             uneasy = now | (part.p_value <= self.policy.p_value)
             asked, unrest = self.settling.update(end_ns, part.outputs, part.alone, uneasy, alerts)
             events += asked
-            if not self._blamed:  # what a faulty sensor says is no slow change, nor what is done to a machine in maintenance
-                usual = ~(unrest | now | part.forgiven)
-                events += self.drift.update(end_ns, part.outputs, part.alone, usual if muted is None else usual & ~muted)
+            # What a faulty sensor says is no slow change, nor what is done to a machine in maintenance.
+            if not self._blamed and not self.alarm.muted:
+                events += self.drift.update(end_ns, part.outputs, part.alone, ~(unrest | now | part.forgiven))
             active.append(now)
             at += len(now)
         return events, active[0] if len(active) == 1 else np.concatenate(active)

@@ -69,8 +69,6 @@ RECENT_VALUES = 1 << 18
 RECENT_S = 60.0
 SNAPSHOT_VALUES = 8192
 
-_FOR_EVER_NS = 1 << 62  # maintenance ends by the host's clock: the stream's may stand still, or be set back
-
 
 class Stream:
     """`later` hands a function to the agent's main thread. Raises what `Bundle.pipeline` does."""
@@ -522,12 +520,15 @@ class Stream:
         self._alarm_config = alarm
 
     def maintain(self, seconds: float | None) -> None:
-        """Nothing is raised for so long; None: from now on again."""
+        """Nothing is raised for so long, by the host's clock: the stream's may stand still, or be set back.
+
+        None: from now on again.
+        """
         if seconds is None:
             self._end_maintenance()
             return
         self._maintained_until_s = self._monotonic() + seconds
-        if (event := self.pipeline.alarm.mute(_FOR_EVER_NS)) is not None:
+        if (event := self.pipeline.alarm.mute()) is not None:
             self._put(event)
         self._show_maintenance()
         log.info("%s: maintenance for %.0f min", self.name, seconds / 60)
@@ -550,7 +551,7 @@ class Stream:
     def _end_maintenance(self) -> None:
         if self._maintained_until_s is not None:
             self._maintained_until_s = None
-            self.pipeline.alarm.mute(None)
+            self.pipeline.alarm.unmute()
             self._show_maintenance()
             log.info("%s: maintenance is over", self.name)
 

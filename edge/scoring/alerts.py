@@ -205,8 +205,7 @@ class Alarm:
         self._rationed_ns: int | None = None  # up to when all of the ration would be spent, at one each longest cool-down
         self._update_due_ns = 0
         self._update_every_ns = 0
-        self._muted_until_ns: int | None = None
-        self._mute_left_ns: int | None = None
+        self._muted = False
         self._worst_score, self._worst_p = -math.inf, 1.0
         self._blame: Float64 = np.zeros(len(channels))
 
@@ -225,9 +224,9 @@ class Alarm:
         return self._episode if self._active else None
 
     @property
-    def muted_until_ns(self) -> int | None:
-        """On the stream's clock; `None` when nothing is muted."""
-        return self._muted_until_ns
+    def muted(self) -> bool:
+        """Nothing starts at the moment."""
+        return self._muted
 
     def new_episode(self) -> int:
         """A number of its own for something that is told beside the anomalies, such as a gap."""
@@ -235,10 +234,10 @@ class Alarm:
         return self._episodes
 
     def take_over(self, other: "Alarm") -> None:
-        """Go on where another model's alarm was, which has no episode on: with its numbers, its cool-downs, what is muted."""
+        """Go on where another model's alarm was, which has no episode on: with its numbers, its cool-downs, muted if it was."""
         self._episodes = other._episodes
         self._rests, self._rationed_ns = other._rests, other._rationed_ns
-        self._muted_until_ns, self._mute_left_ns = other._muted_until_ns, other._mute_left_ns
+        self._muted = other._muted
         self._shorten(other._rows.last_ns)
 
     def set_policy(self, policy: AlarmPolicy) -> None:
@@ -261,30 +260,19 @@ class Alarm:
     def clock_set_back(self) -> None:
         """The stream's clock jumped back (a sensor that restarted): moments noted on it mean nothing any more."""
         self._rests, self._rationed_ns = {}, None
-        if self._muted_until_ns is not None and self._rows.last_ns is not None:
-            # Maintenance goes on for what was left of it; from when, the next window says.
-            self._mute_left_ns = self._muted_until_ns - self._rows.last_ns
 
-    def mute(self, until_ns: int | None, reason: str = "maintenance") -> Event | None:
-        """Until then, on the stream's clock, nothing starts; `None`: no more. Returns the end of the episode that was active.
+    def mute(self) -> Event | None:
+        """For maintenance: nothing starts until `unmute`. Returns the end of the episode that was active.
 
         What is strange meanwhile counts for nothing: an anomaly that is still there afterwards is told after as many windows
         as any other.
         """
-        self._muted_until_ns, self._mute_left_ns = until_ns, None
-        if until_ns is None or self._rows.last_ns is None:
-            return None
+        self._muted = True
         self._strange = self._ordinary = 0
-        return self.end(self._rows.last_ns, reason)
+        return None if self._rows.last_ns is None else self.end(self._rows.last_ns, "maintenance")
 
-    def muted(self, end_ns: Int64) -> Bool | None:
-        """(B,) of the windows that come next, those that nothing starts in; `None`: not one."""
-        if self._mute_left_ns is not None and len(end_ns):
-            self._muted_until_ns, self._mute_left_ns = int(end_ns[0]) + self._mute_left_ns, None
-        if self._muted_until_ns is None:
-            return None
-        until: Bool = end_ns < self._muted_until_ns
-        return until
+    def unmute(self) -> None:
+        self._muted = False
 
     def end(self, time_ns: int, reason: str, *, longest: bool = False) -> Event | None:
         """End the episode that is active, for a reason that no window gives; `None` when there is none.
@@ -313,10 +301,7 @@ class Alarm:
         """
         active = np.full(len(end_ns), self._active)
         anew = self._rows.feed(end_ns, self.policy)
-        self.muted(end_ns)  # where the clock was set back, this says until when
         if not self._active and not self._strange and (p_value > self.policy.p_value).all():
-            if len(end_ns):
-                self._unmute(int(end_ns[-1]))
             return [], active  # the ordinary case costs one comparison of arrays
         events: list[Event] = []
         for i in range(len(end_ns)):
@@ -329,14 +314,13 @@ class Alarm:
         return events, active
 
     def _window(self, end_ns: int, score: float, p_value: float, shares: Float32) -> Event | None:
-        self._unmute(end_ns)
         if p_value <= self.policy.p_value:
             self._strange, self._ordinary = self._strange + 1, 0
         elif p_value > self.policy.clear_p_value:
             self._strange, self._ordinary = 0, self._ordinary + 1
         else:  # neither: not strange enough to raise, not ordinary enough to clear
             self._strange = self._ordinary = 0
-        if self._muted_until_ns is not None:
+        if self._muted:
             self._strange = 0
 
         if not self._active:
@@ -375,10 +359,6 @@ class Alarm:
             self._update_due_ns = end_ns + self._update_every_ns
             return self._event("anomaly_updated", end_ns)
         return None
-
-    def _unmute(self, end_ns: int) -> None:
-        if self._muted_until_ns is not None and end_ns >= self._muted_until_ns:
-            self._muted_until_ns = None
 
     def _resumed(self, rest: Rest, episode: int, cause: int, end_ns: int) -> Event:
         """It was not over: the same episode goes on, under its number."""

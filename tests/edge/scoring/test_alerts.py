@@ -350,31 +350,29 @@ def test_while_muted_nothing_starts_and_what_is_active_ends() -> None:
     subject = alarm()
     feed(subject, [STRANGE] * 4)
     assert subject.active
-    ended = subject.mute(20 * HOP)
+    ended = subject.mute()
     assert ended is not None
     assert (ended.type, ended.reason, ended.until_ns, ended.episode) == ("anomaly_ended", "maintenance", 3 * HOP, 1)
-    assert subject.muted_until_ns == 20 * HOP
+    assert subject.muted
+    assert subject.mute() is None, "nothing is active any more"
     assert feed(subject, [STRANGE] * 16, start=4) == []
+    subject.unmute()
+    assert not subject.muted
     assert kinds(feed(subject, [STRANGE] * 5, start=20)) == [("started", 22)], "three windows after it, as ever"
-    assert subject.muted_until_ns is None
     assert subject.since_ns == 19 * HOP, "what was muted does not count"
 
 
-def test_muting_ends_early_when_told_so() -> None:
+def test_maintenance_goes_on_when_the_clock_is_set_back_and_with_another_model() -> None:
     subject = alarm()
-    assert subject.mute(1000 * HOP) is None
-    assert feed(subject, [STRANGE] * 4) == []
-    assert subject.mute(None) is None
-    assert kinds(feed(subject, [STRANGE] * 3, start=4)) == [("started", 6)]
-
-
-def test_maintenance_goes_on_for_the_rest_of_its_time_when_the_clock_is_set_back() -> None:
-    subject = alarm()
+    assert subject.mute() is None, "before the first window"
     feed(subject, [ORDINARY] * 2, start=5000)
-    subject.mute(5011 * HOP)
     subject.clock_set_back()
     assert feed(subject, [STRANGE] * 9, start=0) == []
-    assert kinds(feed(subject, [STRANGE] * 4, start=9)) == [("started", 12)]
+    another = alarm()
+    another.take_over(subject)
+    assert feed(another, [STRANGE] * 9, start=9) == []
+    another.unmute()
+    assert kinds(feed(another, [STRANGE] * 3, start=18)) == [("started", 20)]
 
 
 def test_others_may_end_an_episode_and_its_cause_then_cools_down() -> None:
