@@ -212,6 +212,11 @@ class MqttSink:
             return 0
         return max(0, min(MAX_UNACKNOWLEDGED, self._receive_maximum) - len(self._outstanding))
 
+    def certificate(self) -> bytes | None:
+        """The broker's (DER); `None` without TLS, and without a session."""
+        ours = None if self._client is None else self._client.socket()
+        return ours.getpeercert(binary_form=True) if isinstance(ours, ssl.SSLSocket) else None
+
     def payload_bytes(self, topic: str) -> int:
         """The longest payload that the broker takes under `topic`."""
         return self._maximum_bytes - len(topic) - _HEADER_BYTES if self._maximum_bytes else 1 << 28

@@ -3,21 +3,17 @@
 One message is published, not retained, on `response/doctor`, which nobody else uses; it is also what we listen for.
 """
 
+import contextlib
 import re
 import ssl
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.reasoncodes import ReasonCode
 
 from edge.config import MqttConfig
 from edge.delivery import topics
-from edge.delivery.mqtt import MqttSink, connect_once
+from edge.delivery.mqtt import MqttSink, SessionLostError
 
 PATIENCE_S = 3.0
 
@@ -37,65 +33,33 @@ class Rights:
 
 def ask(config: MqttConfig, node: str) -> Rights:
     """Raises what `MqttSink.connect` does when there is no session to be had."""
-    connect_once(config, node)
     found = Rights()
-    if config.tls is not None and config.tls.cert:
-        _note(found, "client certificate", ssl.PEM_cert_to_DER_cert(_first_pem(Path(config.tls.cert))))
-    version5 = config.version == "5"
-    client = paho.Client(
-        CallbackAPIVersion.VERSION2,
-        client_id=f"amiss-{node}-doctor",
-        protocol=MQTTProtocolVersion.MQTTv5 if version5 else MQTTProtocolVersion.MQTTv311,
-        clean_session=None if version5 else True,
-        reconnect_on_failure=False,
-    )
-    sink = MqttSink(config, node, client_id=f"amiss-{node}-doctor")
     ours, mine = topics.response(node, "doctor"), topics.requests(node)
-    asked: dict[int | None, str] = {}
-    acknowledged = False
-
-    def on_connect(client: paho.Client, userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
-        for topic in (ours, topics.availability(node), mine):
-            asked[client.subscribe(topic, 1)[1]] = topic
-
-    def on_subscribe(client: paho.Client, userdata: Any, mid: int, reasons: list[ReasonCode], properties: Any) -> None:
-        if asked.pop(mid, "") == mine and reasons and reasons[0].is_failure:
-            found.subscribe = str(reasons[0])
-        if not asked:
-            client.publish(ours, topics.encode(topics.Response(status="ok", data="amiss doctor was here")), qos=1)
-
-    def on_publish(client: paho.Client, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
-        nonlocal acknowledged
-        acknowledged = True
-        if reason.is_failure:
-            found.publish = str(reason)
-
-    def on_message(client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
-        if message.topic == ours:
-            found.echoed = True
-        elif message.retain and message.topic == topics.availability(node):
-            found.availability = bytes(message.payload)
-
-    client.on_connect, client.on_subscribe = on_connect, on_subscribe
-    client.on_publish, client.on_message = on_publish, on_message
-    if config.username is not None or config.password is not None:
-        client.username_pw_set(config.username or "", config.password)
-    try:
-        if config.tls is not None:
-            client.tls_set_context(sink._tls_context())
-        client.connect(config.host, sink.port, config.keepalive_s)
-        if isinstance(encrypted := client.socket(), ssl.SSLSocket) and (der := encrypted.getpeercert(binary_form=True)):
+    greeting = topics.encode(topics.Response(status="ok", data="amiss doctor was here"))
+    with contextlib.closing(MqttSink(config, node, client_id=f"amiss-{node}-doctor", retained=True)) as sink:
+        for topic in (topics.availability(node), mine, ours):  # ours last: what comes back comes when all have been answered
+            sink.subscribe(topic)
+        sink.connect()
+        if config.tls is not None and config.tls.cert:
+            _note(found, "client certificate", ssl.PEM_cert_to_DER_cert(_first_pem(Path(config.tls.cert))))
+        if (der := sink.certificate()) is not None:
             _note(found, "broker's certificate", der)
-        deadline_s = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline_s and client.loop(0.1) == paho.MQTT_ERR_SUCCESS:
-            if acknowledged and (found.echoed or found.publish):
-                break
-        client.disconnect()
-        client.loop(0.1)
-    except OSError:
-        pass  # it has let us in a moment ago; what is known now is all there is to know
-    finally:
-        sink.close()
+        try:
+            sink.publish("greeting", ours, greeting)
+            deadline_s, acknowledged = time.monotonic() + PATIENCE_S, False
+            while not (acknowledged and (found.echoed or found.publish)) and time.monotonic() < deadline_s:
+                for receipt in sink.turn(0.1):
+                    acknowledged, found.publish = True, receipt.refusal
+                for message in sink.messages():
+                    if message.topic == topics.availability(node):
+                        found.availability = message.payload
+                    found.echoed |= message.topic == ours and message.payload == greeting
+                for topic, reason in sink.refusals():
+                    if topic == mine:
+                        found.subscribe = reason
+        except SessionLostError:
+            pass  # it has let us in a moment ago; what is known now is all there is to know
+        sink.disconnect()
     return found
 
 

@@ -14,6 +14,7 @@ import paho.mqtt.publish as publish
 import pytest
 import trustme
 from mosquitto import Authority, Listener, Mosquitto, executable, until
+from scripted import Scripted, puback
 from small_bundle import build
 
 from deploy.machine import SerialPort
@@ -336,6 +337,21 @@ def test_a_wrong_password_and_missing_rights(version: str, bundle: Path, tmp_pat
         else:
             assert found.severity == "warning", "3.1.1 cannot say no"
             assert "cannot say" in found.message
+
+
+def test_a_broker_that_takes_everything_and_lets_us_hear_nothing(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rights, "PATIENCE_S", 0.5)
+    with Scripted(puback) as broker:
+        config = device(tmp_path, bundle, tmp_path / "none", f'host = "127.0.0.1"\nport = {broker.port}')
+        assert "lets us hear nothing" in doctor(config)["rights"].message
+        broker.on_subscribe = 0x87
+        found = doctor(config)["rights"]
+        assert (found.severity, found.message) == ("warning", "127.0.0.1 does not let us hear requests (Not authorized)")
+        broker.on_publish = lambda mid, topic: b""
+        broker.on_subscribe = 1
+        assert doctor(config)["broker"].severity == "ok", "also when it says nothing more"
 
 
 def test_another_device_of_the_same_name(bundle: Path, mosquitto: Mosquitto, tmp_path: Path) -> None:
