@@ -82,6 +82,17 @@ class Message:
     """The first `MAX_INCOMING_BYTES` + 1 of them."""
 
 
+class _Tidy(ssl.SSLSocket):
+    """paho lets go of the socket whose handshake fails, and does not close it."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
 class SessionLostError(SinkUnavailableError):
     """An established session has ended. `by_broker`: it hung up, perhaps because of what it was sent last."""
 
@@ -439,6 +450,7 @@ class MqttSink:
         at, path = "ca", tls.ca
         try:
             context = ssl.create_default_context(cafile=tls.ca)
+            context.sslsocket_class = _Tidy
             if tls.cert:
                 at, path = "cert", tls.cert
                 context.load_cert_chain(tls.cert, tls.key)

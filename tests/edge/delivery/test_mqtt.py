@@ -1,10 +1,12 @@
 """Sessions and delivery against a real Mosquitto; a scripted broker only for what no real one does on command."""
 
+import gc
 import json
 import logging
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -712,6 +714,17 @@ def test_a_certificate_that_cannot_be_trusted(tmp_path: Path, authority: Authori
         kind, line = said(broker.config(tls=TlsConfig(ca=authority.ca), host="127.0.0.1"))
         assert kind is AccessError
         assert "its certificate is not for `127.0.0.1`; set mqtt.host to the name it is for" in line
+
+
+def test_a_handshake_that_fails_leaves_no_connection_open(tmp_path: Path, authority: Authority) -> None:
+    def encrypted() -> set[int]:
+        return {id(each) for each in gc.get_objects() if isinstance(each, ssl.SSLSocket) and each.fileno() != -1}
+
+    with Mosquitto(tmp_path / "broker", tls=authority) as broker:
+        before = encrypted()
+        with pytest.raises(AccessError) as held:
+            connect_once(broker.config(tls=TlsConfig()), NODE)
+        assert encrypted() <= before, held
 
 
 def test_tls_on_one_side_only(tmp_path: Path, authority: Authority, mosquitto: Mosquitto) -> None:
