@@ -8,6 +8,7 @@ import numpy as np
 
 from edge.event import Excerpt, Share
 from edge.scoring.backends import Outputs
+from edge.scoring.reference import quantities
 from edge.signal import Float32
 
 
@@ -29,14 +30,14 @@ class Explainer:
     @classmethod
     def fit(cls, outputs: Outputs) -> Self:
         """From normal windows."""
-        low, centre, high = np.quantile(_quantities(outputs), (0.25, 0.5, 0.75), axis=0)
+        low, centre, high = np.quantile(quantities(outputs, 3), (0.25, 0.5, 0.75), axis=0)
         # What hardly ever changes would turn the smallest change into all of the blame.
         floor = np.array([[0.1], [0.01], [0.1]])
         return cls(centre.astype(np.float32), np.maximum(high - low, floor).astype(np.float32))
 
     def shares(self, outputs: Outputs) -> Float32:
         """(B, C), each row adds up to 1; equal shares where no channel stands out."""
-        away = np.abs(_quantities(outputs) - self._centre) / self._scale  # (B, 3, C)
+        away = np.abs(quantities(outputs, 3) - self._centre) / self._scale  # (B, 3, C)
         # fmax and fmin, unlike maximum and minimum, take the number where the other one is NaN.
         beyond = np.fmin(np.fmax(away - 1, 0), 1e6)
         excess = np.sqrt(beyond[:, 0]) + beyond[:, 1] + beyond[:, 2]
@@ -46,11 +47,6 @@ class Explainer:
 
     def arrays(self) -> dict[str, Float32]:
         return {"centre": self._centre, "scale": self._scale}
-
-
-def _quantities(outputs: Outputs) -> Float32:
-    """(B, 3, C)"""
-    return np.stack([np.log(outputs.residual + 1e-6), outputs.level, 0.5 * outputs.spectrum[:, 0]], axis=1)
 
 
 MOST_CHANNELS, MOST_VALUES = 3, 64
