@@ -102,7 +102,6 @@ class Delivery:
         self._answers: dict[str, tuple[str, bytes]] = {}  # token → topic, payload
         self._answered = 0
         self._receivers: list[tuple[str, Receive]] = []
-        self._greeters: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
         self._stop_at_s: float | None = None
         self._failure: BaseException | None = None
@@ -127,11 +126,6 @@ class Delivery:
         assert self._thread.ident is None, "subscribe before start"
         self._receivers.append((topic_filter, receive))
         self._sink.subscribe(topic_filter)
-
-    def on_session(self, greet: Callable[[], None]) -> None:
-        """Before `start`. Called in the delivery thread whenever a session begins, before anything is sent in it."""
-        assert self._thread.ident is None, "on_session before start"
-        self._greeters.append(greet)
 
     def start(self) -> None:
         if self._outbox.ack == "application" and not any(
@@ -286,8 +280,6 @@ class Delivery:
         with self._lock:
             for latest in self._latest.values():  # the broker may have lost what it retained
                 latest.dirty = True
-        for greet in self._greeters:
-            greet()
         while True:
             left = self._send()
             wait_s = max(0.0, self._outcomes_due_s - self._clock()) if self._outcomes else 1.0

@@ -435,27 +435,6 @@ def test_a_value_can_be_taken_back(mosquitto: Mosquitto, outbox: Outbox) -> None
             late.wait(lambda heard: heard and heard[-1].payload == b'{"anew":1}')
 
 
-def test_every_session_is_greeted_before_anything_is_sent(mosquitto: Mosquitto, outbox: Outbox) -> None:
-    greetings: list[str] = []
-    delivery = Delivery(MqttSink(mosquitto.config(), NODE), outbox, backoff_s=SOON)
-
-    def greet() -> None:
-        greetings.append(threading.current_thread().name)
-        delivery.publish_retained(STATE_TOPIC, b"%d" % len(greetings))
-
-    delivery.on_session(greet)
-    with Listener(mosquitto.port, STATE_TOPIC) as listener:
-        delivery.start()
-        listener.wait(lambda heard: listener.payloads(STATE_TOPIC) == [b"1"])
-        mosquitto.kill()
-        until(lambda: not delivery.connected)
-        mosquitto.start()
-        until(lambda: len(greetings) == 2)
-        listener.wait(lambda heard: heard[-1].payload == b"2")
-        delivery.stop(1.0)
-    assert set(greetings) == {"delivery"}
-
-
 def test_what_a_receiver_raises_ends_the_delivery_thread(mosquitto: Mosquitto, outbox: Outbox) -> None:
     def bug(topic: str, payload: bytes) -> None:
         raise ZeroDivisionError("in a receiver")
