@@ -48,6 +48,15 @@ def put(outbox: Outbox, delivery: Delivery | None = None, topic: str = EVENT_TOP
     return record
 
 
+def parked(outbox: Outbox) -> list[tuple[int, str]]:
+    """Sequence of each record that was refused since the start, and why; oldest first."""
+    with outbox._lock:
+        rows = outbox._connection.execute(
+            "SELECT key & 0xffffffffffff, reason FROM record WHERE reason IS NOT NULL ORDER BY key"
+        )
+        return rows.fetchall()
+
+
 def records(listener: Listener, topic: str = EVENT_TOPIC) -> list[str]:
     """Those that came alone."""
     return [json.loads(payload)["record"] for payload in listener.payloads(topic)]

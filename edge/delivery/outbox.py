@@ -122,9 +122,7 @@ class Record:
     payload: bytes
     time_ns: int
     """Epoch, when it was put."""
-    alert: bool = False
-    reason: str | None = None
-    """Why it is parked."""
+    alert: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +181,6 @@ class Outbox:
         self.path, self.max_bytes, self.bytes_per_day, self.ack = path, max_bytes, bytes_per_day, ack
         self.on_flush: Callable[[], None] = lambda: None
         """Called when a group is on disk, by whichever thread has brought it there."""
-        self.moved_aside = 0
-        """Damaged files found by this start: 0 or 1."""
         self._prefix = f"{device}-{boot}-"
         self._device = device
         self._clock, self._written, self._group_s = clock, written, group_s
@@ -334,15 +330,6 @@ class Outbox:
                 self._drop(self._oldest(_PARKED))
             self._trim()
 
-    def parked(self) -> list[Record]:
-        """What was refused since the start, and why; oldest first."""
-        with self._lock, self._guarded():
-            rows = self._connection.execute(
-                "SELECT key, topic, payload, time_ns, rank, reason FROM record WHERE key >= ? AND key < ? ORDER BY key",
-                (_PARKED << _SHIFT, _SENT << _SHIFT),
-            ).fetchall()
-        return [_record(*row) for row in rows]
-
     @property
     def counts(self) -> Counts:
         """What is on disk, and what the day's budget has cost."""
@@ -441,7 +428,6 @@ class Outbox:
 
     def _move_aside(self, error: Exception) -> None:
         aside = database.move_aside(self.path)
-        self.moved_aside = 1
         log.error("%s: damaged (%s), moved to %s; what was not delivered from it is lost", self.path, error, aside)
 
     @contextlib.contextmanager
@@ -681,9 +667,8 @@ class Outbox:
         self._counts = replace(self._counts, **{name: getattr(self._counts, name) + by for name, by in more.items()})
 
 
-def _record(key: int, topic: str, payload: bytes, time_ns: int, rank: int | None = None, reason: str | None = None) -> Record:
-    alert = (key >> _SHIFT if rank is None else rank) in (_ALERT, _SENT)
-    return Record(key & ((1 << _SHIFT) - 1), topic, payload, time_ns, alert, reason)
+def _record(key: int, topic: str, payload: bytes, time_ns: int) -> Record:
+    return Record(key & ((1 << _SHIFT) - 1), topic, payload, time_ns, alert=key >> _SHIFT in (_ALERT, _SENT))
 
 
 def _ensure_writable(file: Path) -> None:

@@ -87,7 +87,7 @@ def judge(image: Path, told: list[str], tally: Tally) -> None:
     accepted = {words[1] for words in said if words[0] == "accepted"}
     gone = {words[1] for words in said if words[0] == "gone"}
     with closing(Outbox(image / "outbox.db", device="n", boot="c", max_bytes=1 << 26, ack="application")) as outbox:
-        if outbox.moved_aside:
+        if (image / "outbox.db.damaged").exists():
             tally.corrupt += 1
             return
         counts = outbox.counts

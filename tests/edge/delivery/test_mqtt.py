@@ -27,6 +27,7 @@ from delivering import (
     STATE_TOPIC,
     delivering,
     events,
+    parked,
     put,
     records,
     send,
@@ -621,7 +622,7 @@ def test_of_a_batch_that_the_broker_hangs_up_on_only_the_culprit_is_parked(outbo
         broker.on_publish = receive
         with delivering(broker.config(batch_records=50), outbox, backoff_s=(0.001, 0.002)):
             until(lambda: not outbox.counts.waiting, 5)
-    assert [f"{NODE}-b-{record.sequence}" for record in outbox.parked()] == [culprit]
+    assert [f"{NODE}-b-{sequence}" for sequence, _ in parked(outbox)] == [culprit]
     assert outbox.counts.delivered == len(sent)
 
 
@@ -845,7 +846,7 @@ def test_what_the_broker_forbids_is_parked_and_the_others_flow(
             assert delivery.health().parked == 30
         assert records(listener) == allowed
     assert (outbox.counts.delivered, outbox.counts.waiting) == (30, 0)
-    assert {record.reason for record in outbox.parked()} == {"Not authorized"}
+    assert {refusal for _, refusal in parked(outbox)} == {"Not authorized"}
     assert len([line for line in caplog.messages if line.startswith("amiss/node-1/info: refused: Not authorized")]) == 1
     assert len([line for line in caplog.messages if "parked until the next start: Not authorized" in line]) == 30
 
@@ -875,7 +876,7 @@ def test_what_is_too_large_is_parked_and_the_others_flow(tmp_path: Path, outbox:
                 until(lambda: outbox.counts.waiting == 0)
             assert set(records(listener)) == {record}
     # Mosquitto 2.0 says no to the second with a code that the standard does not have there, and paho hangs up.
-    assert [record.reason for record in outbox.parked()] == [
+    assert [refusal for _, refusal in parked(outbox)] == [
         "3000 bytes; the broker takes packets of up to 2000",
         "3 sessions broke when it was sent",
     ]
@@ -894,7 +895,7 @@ def test_a_broker_that_can_only_hang_up_does_not_stop_the_flow(tmp_path: Path, o
         until(lambda: outbox.counts.waiting == 0)
         assert set(records(listener)) == {*before, *after}
         assert listener.payloads(STATE_TOPIC)
-    assert [record.reason for record in outbox.parked()] == ["3 sessions broke when it was sent"]
+    assert [refusal for _, refusal in parked(outbox)] == ["3 sessions broke when it was sent"]
     assert outbox.counts.delivered == 10
 
 
