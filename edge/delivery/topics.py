@@ -264,7 +264,6 @@ class InfoPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     channels: tuple[ChannelInfo, ...]
     config: dict[str, Any]
     """Without secrets."""
-    restart_required: bool = False
     latest_model: ModelInfo | None = None
     """The newest model that is offered, once it is another than `model`."""
     false_alarms_per_week: float | None = None

@@ -168,7 +168,6 @@ def test_the_other_payloads_survive_the_wire() -> None:
             model=topics.ModelInfo(digest="d", name="m", version="1"),
             channels=(topics.ChannelInfo(name="x", unit="g"),),
             config={"a": 1},
-            restart_required=True,
         ),
     ):
         assert msgspec.json.decode(topics.encode(made), type=type(made)) == made
