@@ -285,7 +285,7 @@ class Outbox:
         """The application has them: forget them, whatever the broker says. Returns those that are not, or no longer, here."""
         unknown = []
         with self._lock, self._transaction():
-            for record in records:
+            for record in dict.fromkeys(records):  # one that is named twice is not unknown
                 start, _, number = record.rpartition("-")
                 sequence = int(number) if number.isascii() and number.isdigit() and len(number) < 15 else 0
                 key = self._key(sequence)

@@ -149,6 +149,9 @@ def test_an_alert_stays_until_the_application_has_it(path: Path) -> None:
     assert outbox.counts == Counts(2, 2, 0, 0, 0)
     assert outbox.acknowledge([alert]) == [alert]  # told twice counts once
     assert outbox.counts == Counts(2, 2, 0, 0, 0)
+    again = outbox.put("alert", TOPIC, b"b")
+    assert outbox.acknowledge([again, again, telemetry, telemetry]) == [telemetry]
+    assert outbox.counts == Counts(3, 3, 0, 0, 0)
 
 
 def test_the_applications_word_counts_before_the_brokers_and_for_what_it_refused(path: Path) -> None:
