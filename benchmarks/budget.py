@@ -38,7 +38,7 @@ from benchmarks.detect import ANY, ROOT, commissioned, versions
 from edge.bundle import Bundle
 from edge.config import WEEK_H, AlarmConfig
 from edge.scoring.budget import Tail, allowance
-from edge.scoring.calibrate import DEFAULT_P_VALUE, Calibrator
+from edge.scoring.calibrate import Calibrator
 from edge.scoring.smoothing import Smoother
 from edge.sensing.recordings import Recording, write_recording
 from edge.sensing.simulate import CHANNELS, Machine
@@ -144,7 +144,7 @@ def thresholds(calibrator: Calibrator, tail: Tail, asked: float, span_h: float, 
     assert ours is not None
     return {
         "naive": max(min(per_window ** (1 / pending), 1.0), calibrator.floor),
-        "0.001": max(DEFAULT_P_VALUE, calibrator.floor),
+        "0.001": calibrator.usual_p_value,
         "counting": 0.0 if math.isinf(counted) else calibrator.beyond(counted),
         "tail": 0.0 if far is None else calibrator.beyond(far),
         "budget": ours.p_value,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edge.errors import GateError
 from edge.scoring.backends import Backend, Outputs, open_backend, run_in_slices
-from edge.scoring.calibrate import DEFAULT_P_VALUE, Calibrator
+from edge.scoring.calibrate import Calibrator
 from edge.scoring.ensemble import Ensemble
 from edge.scoring.inject import noise, usual_spread
 from edge.signal import Bool, Float32, Float64
@@ -93,7 +93,7 @@ def compare(
         calibrator = Calibrator.fit(fitted.held_back)
         outputs = run_in_slices(backend, windows)
         scores.append(fitted.scorer.score(outputs))
-        p_value = max(DEFAULT_P_VALUE, calibrator.floor)
+        p_value = calibrator.usual_p_value
         verdicts.append(calibrator.p_value(scores[-1]) <= p_value)
         embeddings.append(outputs.embedding.astype(np.float64))
     normal = embeddings[0][: len(windows) // 2]
@@ -258,7 +258,7 @@ def scores(model: Run, fit: Float32, calibration: Float32, scorer: str, *, seed:
     outputs = laid.run(model)
     heads = laid.heads(outputs)
     found = judged(outputs, heads)
-    limits = {name: calibrator.score_at(max(DEFAULT_P_VALUE, calibrator.floor)) for name, (_, calibrator) in heads.items()}
+    limits = {name: calibrator.score_at(calibrator.usual_p_value) for name, (_, calibrator) in heads.items()}
     return {name: Scores(dict(zip(laid.groups, found[name], strict=True)), limits[name]) for name in laid.scorers}
 
 
@@ -270,7 +270,7 @@ def matrix(
     groups, scorers, run, heads = laid.groups, laid.scorers, laid.run, laid.heads
 
     def verdicts(scores: Float32, head: tuple[Ensemble, Calibrator]) -> Bool:
-        return head[1].p_value(scores) <= max(DEFAULT_P_VALUE, head[1].floor)
+        return head[1].p_value(scores) <= head[1].usual_p_value
 
     wanted = run(trained)
     wanted_heads = heads(wanted)

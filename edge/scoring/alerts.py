@@ -29,7 +29,7 @@ from edge.config import AlarmConfig
 from edge.errors import ConfigError
 from edge.event import Event, EventType, Share
 from edge.scoring.budget import Allowance, Tail, allowance
-from edge.scoring.calibrate import DEFAULT_P_VALUE, Calibrator
+from edge.scoring.calibrate import Calibrator
 from edge.signal import Bool, Float32, Float64, Int64
 
 BACK = 24
@@ -83,7 +83,7 @@ class AlarmPolicy:
         if allowed is not None:
             p_value = allowed.p_value
         else:
-            p_value = max(DEFAULT_P_VALUE, calibrator.floor) if config.p_value is None else config.p_value
+            p_value = calibrator.usual_p_value if config.p_value is None else config.p_value
         return cls(
             p_value=p_value,
             clear_p_value=min(1.0, p_value * config.clear_ratio),

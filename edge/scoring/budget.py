@@ -31,7 +31,7 @@ import numpy as np
 
 from edge.config import HOURS, WEEK_H, AlarmConfig
 from edge.errors import ConfigError
-from edge.scoring.calibrate import DEFAULT_P_VALUE, Calibrator
+from edge.scoring.calibrate import Calibrator
 from edge.scoring.smoothing import Smoother
 from edge.signal import Bool, Float32, Float64, Int64
 
@@ -236,11 +236,11 @@ def allowance(config: AlarmConfig, calibrator: Calibrator, tail: Tail | None, sp
             )
         return None
     if asked is None:
-        p_value = max(DEFAULT_P_VALUE, calibrator.floor) if config.p_value is None else config.p_value
+        p_value = calibrator.usual_p_value if config.p_value is None else config.p_value
         return _told(None, sure, p_value, calibrator, tail, span)
     counted, far = tail.lowest(asked, span, sure), tail.extrapolated(asked, span, sure)
     if math.isinf(counted) and far is None:
-        return _told(asked, sure, max(DEFAULT_P_VALUE, calibrator.floor), calibrator, tail, span)
+        return _told(asked, sure, calibrator.usual_p_value, calibrator, tail, span)
     # Where counting reaches, the tail still has a say: it is just where swarms happened to be missed that little was counted.
     score = max(one for one in (counted, far) if one is not None and math.isfinite(one))
     return _told(asked, sure, calibrator.beyond(score), calibrator, tail, span)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from edge.signal import Float32, Float64
 
 DEFAULT_P_VALUE = 0.001
-"""At or below it a window is strange, where the calibration can tell that and nothing else is said."""
+"""The `usual_p_value` of calibrations that can tell it."""
 TOP = 0.1
 """Share of the scores whose excess says how fast the tail falls off."""
 SHAPE = 0.2
@@ -51,6 +51,11 @@ class Calibrator:
     def floor(self) -> float:
         """The smallest p-value that is promised."""
         return 1 / (len(self._scores) + 1)
+
+    @property
+    def usual_p_value(self) -> float:
+        """At or below it a window is strange, where nothing else is said."""
+        return max(DEFAULT_P_VALUE, self.floor)
 
     def p_value(self, scores: Float32) -> Float64:
         """(B,) → (B,), in (0, 1]; never rises with the score."""

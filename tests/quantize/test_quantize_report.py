@@ -15,7 +15,7 @@ from read_page import Page, marked
 import quantize as package
 from edge.errors import CannotCreateError, UsageError
 from edge.scoring.backends import OnnxBackend, run_in_slices
-from edge.scoring.calibrate import DEFAULT_P_VALUE, Calibrator
+from edge.scoring.calibrate import Calibrator
 from quantize import Made, Quantized, page, quantize
 from quantize.fitting import fit_to
 from quantize.parity import LEARNED, told_apart, windows_of
@@ -124,7 +124,7 @@ def test_what_counts_as_strange_is_what_the_calibrator_says(
     fit, calibration, _ = windows
     fitted = fit_to(backend, LEARNED, fit, calibration)
     calibrator = Calibrator.fit(fitted.held_back)
-    limit = max(DEFAULT_P_VALUE, calibrator.floor)
+    limit = calibrator.usual_p_value
     share = {
         group: float((calibrator.p_value(fitted.scorer.score(run_in_slices(backend, x))) <= limit).mean())
         for group, x in windows_of(calibration).items()
