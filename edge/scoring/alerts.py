@@ -219,11 +219,6 @@ class Alarm:
         return self._since_ns if self._active else None
 
     @property
-    def episode(self) -> int | None:
-        """Number of the episode that is active."""
-        return self._episode if self._active else None
-
-    @property
     def muted(self) -> bool:
         """Nothing starts at the moment."""
         return self._muted
