@@ -197,7 +197,7 @@ class Pipeline:
             if mark is not None:
                 events.append(self._mark(mark))
             at = until
-        self.evidence.update(windows.end_ns, windows.x, alone, believed <= self.policy.p_value, active)
+        self.evidence.update(windows.x, alone, believed <= self.policy.p_value, active)
         self._end_ns = int(windows.end_ns[-1])
         start_ns = windows.start_ns - (seen - 1) * self._hop_ns
         return Verdicts(start_ns, windows.end_ns, score, p_value, shares, active, excused, tuple(events))
