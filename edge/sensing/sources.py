@@ -81,14 +81,13 @@ class PortSource(ABC):
         channels: Sequence[str],
         *,
         clock: Callable[[], int] = time.monotonic_ns,
-        wall: Callable[[], int] = time.time_ns,
         sleep: Callable[[float], None] = time.sleep,
         connect: Callable[[StreamConfig], serial.Serial] | None = None,
         ports: Ports | None = None,
     ) -> None:
         self.config = config
         self._channels = len(channels)
-        self._clock, self._wall, self._sleep = clock, wall, sleep
+        self._clock, self._sleep = clock, sleep
         self._connect, self._ports = connect or _connect, ports or Ports()
         self._port: serial.Serial | None = None
 
@@ -132,7 +131,7 @@ class PortSource(ABC):
             _close(port)
 
     def epoch_offset_ns(self) -> int:
-        return self._wall() - self._clock()
+        return time.time_ns() - self._clock()
 
     def close(self) -> None:
         port, self._port = self._port, None
@@ -194,13 +193,12 @@ class SerialSource(PortSource):
         rate_hz: float,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
-        wall: Callable[[], int] = time.time_ns,
         sleep: Callable[[float], None] = time.sleep,
         collect_s: float = CHUNK_S,
         connect: Callable[[StreamConfig], serial.Serial] | None = None,
         ports: Ports | None = None,
     ) -> None:
-        super().__init__(config, channels, clock=clock, wall=wall, sleep=sleep, connect=connect, ports=ports)
+        super().__init__(config, channels, clock=clock, sleep=sleep, connect=connect, ports=ports)
         self._decoder = open_decoder(config, channels, rate_hz)
         self._collect_s = collect_s
         self._newest_ns: int | None = None
@@ -219,7 +217,7 @@ class SerialSource(PortSource):
 
     def epoch_offset_ns(self) -> int:
         if self.config.clock == "sensor" and self._newest_ns is not None:
-            return self._wall() - self._newest_ns
+            return time.time_ns() - self._newest_ns
         return super().epoch_offset_ns()
 
     def _begin(self) -> None:
@@ -283,19 +281,8 @@ class ModbusSource(PortSource):
 
     doing = "asking"
 
-    def __init__(
-        self,
-        config: StreamConfig,
-        channels: Sequence[str],
-        rate_hz: float,
-        *,
-        clock: Callable[[], int] = time.monotonic_ns,
-        wall: Callable[[], int] = time.time_ns,
-        sleep: Callable[[float], None] = time.sleep,
-        connect: Callable[[StreamConfig], serial.Serial] | None = None,
-        ports: Ports | None = None,
-    ) -> None:
-        super().__init__(config, channels, clock=clock, wall=wall, sleep=sleep, connect=connect, ports=ports)
+    def __init__(self, config: StreamConfig, channels: Sequence[str], rate_hz: float, *, ports: Ports | None = None) -> None:
+        super().__init__(config, channels, ports=ports)
         assert config.modbus is not None
         try:
             self._master = ModbusMaster(config.modbus, channels)
