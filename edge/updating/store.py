@@ -142,8 +142,6 @@ class Models:
         free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
         self.folder, self.factory, self.factory_digest = folder, factory, factory_digest
-        self.moved_aside = 0
-        """Damaged databases found by this start: 0 or 1."""
         self._free_bytes = free_bytes
         self._lock = threading.RLock()
         self._fresh: set[str] = set()  # put, and not staged yet
@@ -479,7 +477,6 @@ class Models:
 
     def _move_aside(self, error: Exception) -> None:
         aside = database.move_aside(self._database)
-        self.moved_aside = 1
         log.error("%s: damaged (%s), moved to %s; %s says where we were", self._database, error, aside, self._copy.name)
 
     def _sweep(self) -> None:
