@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect format clean mosquitto chromium systemd strace qemu
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Two at a time, as in `soak`: most tests wait for a broker, a port or a process of their own for much of their time.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -35,6 +35,9 @@ bench: $(VENV)/.dev  ## the agent against a hand-written loop and the bare runti
 	@$(BIN)/python -m benchmarks.agent
 	@$(BIN)/python -m benchmarks.reliability
 	@$(BIN)/python -m benchmarks.streams
+
+bench-fleet: $(VENV)/.dev mosquitto  ## a staged roll-out to 10, 100 and 1,000 devices on one broker
+	@$(BIN)/python -m benchmarks.fleet
 
 bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is simple; $AMISS_DATA holds the sets
 	@$(BIN)/python -m benchmarks.detect
@@ -88,6 +91,13 @@ systemd:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends systemd >/dev/null; \
 	else echo "the tests need systemd-analyze: sudo apt-get install -y systemd" >&2; exit 1; fi
+
+# Only its programs are used, on a port and in a folder of the test's own.
+postgresql:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends postgresql >/dev/null; \
+	else echo "the tests need PostgreSQL: sudo apt-get install -y postgresql" >&2; exit 1; fi
 
 qemu:
 	@command -v qemu-aarch64 >/dev/null && command -v mmdebstrap >/dev/null && command -v cc >/dev/null && exit 0; \

@@ -5,6 +5,7 @@ data, stderr log and progress. Exit codes: 0 ok, 1 a gate did not pass, 2 usage,
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import sys
@@ -28,8 +29,10 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at, check and explain device.toml.", no_args_is_help=True, rich_markup_mode=None)
 datasets_app = typer.Typer(help="Public recordings to try amiss on.", no_args_is_help=True, rich_markup_mode=None)
 keys_app = typer.Typer(help="The keys that sign models: make, replace, revoke.", no_args_is_help=True, rich_markup_mode=None)
+fleet_app = typer.Typer(help="A new model for many devices, stage by stage.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 app.add_typer(keys_app, name="keys")
+app.add_typer(fleet_app, name="fleet")
 app.add_typer(datasets_app, name="datasets")
 
 EXTRAS = {
@@ -49,6 +52,7 @@ EXTRAS = {
     "tuf": "publish",
     "securesystemslib": "publish",
     "cryptography": "publish",
+    "sqlalchemy": "fleet",
 }
 """Modules that a device does not have, and the extra that brings them."""
 
@@ -70,6 +74,20 @@ Unencrypted = Annotated[
         help="Write the new keys of snapshot and timestamp WITHOUT a passphrase, so that a timer can sign: whoever reads these "
         "files can renew signatures and keep devices from hearing of new models, but cannot offer one.",
     ),
+]
+BrokerFile = Annotated[
+    Path | None, typer.Option("--config", help="A file with a table [mqtt], as in device.toml.", show_default=False)
+]
+Broker = Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help="Instead of what the file says.", show_default=False)]
+FleetState = Annotated[
+    str | None,
+    typer.Option(
+        "--state", metavar="FILE|URL", help="Where roll-outs are kept: a file, or postgresql+psycopg://…",
+        show_default="~/.local/state/amiss/fleet.db", envvar="AMISS_FLEET_STATE",
+    ),
+]  # fmt: skip
+Model = Annotated[
+    str | None, typer.Argument(metavar="NAME-VERSION", help="The newest roll-out, if not said.", show_default=False)
 ]
 BundleFile = Annotated[Path, typer.Argument(help="A .amiss file.", show_default=False)]
 
@@ -733,12 +751,8 @@ def publish(
 def push(
     group: Annotated[list[str] | None, typer.Option(help="Devices of this group.", show_default=False)] = None,
     device: Annotated[list[str] | None, typer.Option(help="The device of this name.", show_default=False)] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="A file with a table [mqtt], as in device.toml.", show_default=False)
-    ] = None,
-    broker: Annotated[
-        str | None, typer.Option(metavar="HOST[:PORT]", help="Instead of what the file says.", show_default=False)
-    ] = None,
+    config: BrokerFile = None,
+    broker: Broker = None,
     watch: Annotated[
         float, typer.Option(metavar="MINUTES", help="Stay until every device has decided, at most so long.", min=0)
     ] = 0.0,
@@ -751,22 +765,210 @@ def push(
     """
     from deploy import push as pushing
     from edge import config as configs
-    from edge.errors import UsageError
-
-    if config is None and broker is None:
-        raise UsageError("--config FILE with a table [mqtt], or --broker HOST: where the devices are heard")
 
     def tell(row: pushing.Row) -> None:
         if watch and not as_json:
             _say(pushing.line(row))
 
     rows = pushing.push(
-        configs.load_mqtt(config, broker), groups=group or (), devices=device or (), token=configs.load_token(config),
+        _mqtt(config, broker), groups=group or (), devices=device or (), token=configs.load_token(config),
         watch_s=60 * watch, said=tell,
     )  # fmt: skip
     _print(pushing.as_data(rows), pushing.table(rows), as_json)
     if any(row.failed for row in rows):
         raise typer.Exit(1)
+
+
+@fleet_app.command()
+def rollout(
+    model: Annotated[
+        str, typer.Argument(metavar="NAME-VERSION", help="As `amiss publish --hold` offered it.", show_default=False)
+    ],
+    repo: RepositoryFolder,
+    config: BrokerFile = None,
+    broker: Broker = None,
+    group: Annotated[list[str] | None, typer.Option(help="Devices of this group.", show_default=False)] = None,
+    device: Annotated[list[str] | None, typer.Option(help="The device of this name.", show_default=False)] = None,
+    state: FleetState = None,
+    stages: Annotated[str, typer.Option(metavar="SHARES", help="Of every group, growing.")] = "5%,25%,100%",
+    most_failed: Annotated[
+        str, typer.Option(metavar="SHARE", help="Of those asked; with more that do not keep the model, it is taken back.")
+    ] = "10%",
+    alarm_times: Annotated[
+        float, typer.Option(help="So many times the alarms of before are too many; more devices tell smaller ones.", min=1.1)
+    ] = 3.0,
+    slower: Annotated[float, typer.Option(help="So many times the time for a window is too long.", min=1.1)] = 2.0,
+    patience: Annotated[float, typer.Option(metavar="HOURS", help="For a device to decide.", min=0.001)] = 72.0,
+    no_revert: Annotated[bool, typer.Option("--no-revert", help="When a gate does not hold, only halt.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with one that was halted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring a model to the fleet, stage by stage, and take it back when it is worse. Stays until that is over.
+
+    Each stage waits until its devices have tried and kept the model, and is held against what they did before. Stop it at any
+    time: the same command goes on. Exit code 1: it was halted or taken back.
+    """
+    from deploy import fleet
+    from deploy import publish as publishing
+    from deploy.plant import Plant
+    from deploy.rollout import Plan
+    from edge import config as configs
+
+    offer = publishing.held(repo, model)
+    plan = Plan(
+        model=offer.path.removesuffix(".amiss"), number=offer.number, digest=offer.digest, stages=_shares(stages),
+        most_failed=_share("--most-failed", most_failed), times=alarm_times, slower=slower, patience_h=patience,
+        revert=not no_revert,
+    )  # fmt: skip
+
+    def meant(node: str, of: str) -> bool:
+        offered = not (offer.groups or offer.devices) or node in offer.devices or of in offer.groups
+        return offered and (not (group or device) or node in (device or ()) or of in (group or ()))
+
+    with (
+        _ledger(state) as ledger,
+        Plant(_mqtt(config, broker), token=configs.load_token(config), watch=True) as plant,
+    ):
+        names = [name for name in plant.chosen(group or (), device or ()) if meant(name, plant.devices[name].progress.group)]
+        begun = fleet.begin(ledger, plant, plan, names, resume=resume)
+        _drive(ledger, plant, begun, as_json, meant)
+
+
+@fleet_app.command()
+def status(
+    model: Model = None,
+    state: FleetState = None,
+    devices: Annotated[bool, typer.Option("--devices", help="Every device that was asked, not only those in trouble.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew every second until it is over.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How a roll-out stands: its stages, its gates, and the devices that need somebody."""
+    import time
+
+    from deploy import fleet
+
+    with _ledger(state, there=True) as ledger:
+        before: list[str] = []
+        while True:
+            found = ledger.find(model)
+            members = ledger.members(found.id)
+            lines = fleet.table(found, members, every=devices)
+            over = not watch or found.state in ("done", "halted", "reverted")
+            if as_json and (over or lines != before):
+                print(json.dumps(fleet.as_data(found, members), indent=None if watch else 2), flush=True)
+            elif not as_json and lines != before:
+                # On a terminal in place of what was there; anywhere else one after the other.
+                clear = "\x1b[2J\x1b[H" if watch and sys.stdout.isatty() else ""
+                print(clear + "\n".join([*lines, ""] if watch and not clear else lines), flush=True)
+            if over:
+                return
+            before = lines
+            time.sleep(1.0)
+
+
+@fleet_app.command()
+def halt(
+    model: Model = None,
+    state: FleetState = None,
+    reason: Annotated[str, typer.Option(help="For whoever asks later.")] = "somebody said so",
+    as_json: Json = False,
+) -> None:
+    """Ask no more devices. Those that have the model keep it; `rollout --resume` goes on, `revert` takes it back."""
+    from deploy import fleet
+
+    with _ledger(state, there=True) as ledger:
+        done = fleet.halt(ledger, ledger.find(model), reason)
+        members = ledger.members(done.id)
+        _print(fleet.as_data(done, members), fleet.table(done, members), as_json)
+
+
+@fleet_app.command()
+def revert(
+    model: Model = None,
+    config: BrokerFile = None,
+    broker: Broker = None,
+    state: FleetState = None,
+    reason: Annotated[str, typer.Option(help="For whoever asks later.")] = "somebody said so",
+    as_json: Json = False,
+) -> None:
+    """Take a model back from every device that a roll-out brought it to. They never try it again."""
+    from deploy import fleet
+    from deploy.plant import Plant
+    from edge import config as configs
+    from edge.errors import BusyError
+
+    with (
+        _ledger(state, there=True) as ledger,
+        Plant(_mqtt(config, broker), token=configs.load_token(config), watch=True) as plant,
+    ):
+        back = fleet.revert(ledger, ledger.find(model), reason)
+        with contextlib.suppress(BusyError):  # whoever drives it takes it back
+            _drive(ledger, plant, back, as_json)
+            return
+        _say(f"{back.plan.model}: the process that drives the roll-out takes it back")
+
+
+def _drive(ledger: Any, plant: Any, rollout: Any, as_json: bool, meant: Any = None) -> None:
+    from deploy import fleet
+
+    controller = fleet.Controller(ledger, plant, rollout, said=_say, **({"audience": meant} if meant else {}))
+    done = controller.drive()
+    members = ledger.members(done.id)
+    _print(fleet.as_data(done, members), fleet.table(done, members), as_json)
+    if done.state == "done":
+        _say(f"devices that come later: amiss publish {done.plan.model}.amiss, without --hold, offers it to all")
+    else:
+        raise typer.Exit(0 if meant is None and done.state == "reverted" else 1)
+
+
+def _ledger(place: str | None, *, there: bool = False) -> Any:
+    """`there`: it has to be."""
+    import os
+
+    from deploy.ledger import Ledger
+    from edge.errors import CannotCreateError, NoInputError
+
+    if place is None:
+        file = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "amiss" / "fleet.db"
+        if not there:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CannotCreateError(f"{file.parent}: {error.strerror}; --state says another place") from None
+        place = str(file)
+    if there and "://" not in place and not Path(place).exists():
+        raise NoInputError(f"{place}: no such file; `amiss fleet rollout` makes it, and --state says another place")
+    return contextlib.closing(Ledger(place))
+
+
+def _mqtt(config: Path | None, broker: str | None) -> Any:
+    from edge import config as configs
+    from edge.errors import UsageError
+
+    if config is None and broker is None:
+        raise UsageError("--config FILE with a table [mqtt], or --broker HOST: where the devices are heard")
+    return configs.load_mqtt(config, broker)
+
+
+def _share(option: str, text: str) -> float:
+    from edge.errors import UsageError
+
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"{option} {text}: a share, such as 5% or 0.05")
+    return share
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    from edge.errors import UsageError
+
+    shares = [_share("--stages", part.strip()) for part in text.split(",")]
+    if shares[-1] != 1.0 or shares[0] == 0.0 or any(a >= b for a, b in itertools.pairwise(shares)):
+        raise UsageError(f"--stages {text}: shares that grow, and end with 100%, such as 5%,25%,100%")
+    return tuple(shares)
 
 
 def _days(given: list[str] | None) -> dict[str, float]:

@@ -163,6 +163,18 @@ def refresh(folder: Path, ring: KeyRing, *, days: Mapping[str, float] = {}, cloc
     return result
 
 
+def held(folder: Path, what: str) -> Offer:
+    """The offer NAME-VERSION, as it is in force, for a roll-out. Raises `NoInputError` when there is none that is held."""
+    known = offers(Repository(folder).published())
+    offer = known.get(what if what.endswith(".amiss") else f"{what}.amiss")
+    if offer is None:
+        there = ", ".join(sorted(path.removesuffix(".amiss") for path in known)) or "nothing"
+        raise NoInputError(f"{what} is not offered by {folder}; {there} is")
+    if not offer.held:
+        raise NoInputError(f"{what} is offered to everybody it is for: devices take it as they look; publish it with --hold")
+    return offer
+
+
 def listing(folder: Path, clock: Clock = utc_now) -> dict[str, Any]:
     """What is offered to whom, and until when everything is good."""
     repository = Repository(folder, clock)
