@@ -486,8 +486,11 @@ class Stream:
         without a result. What was forgiven, and the head that was fitted on site, are the old model's and come back with it.
 
         `head`: fitted to this stream for that model. `back`: the model so far was taken back, and its heads are of no use any
-        more. Raises `ConfigError` or `CannotCreateError`, and changes nothing.
+        more. Raises `ConfigError` or `CannotCreateError`, and changes nothing. With the model that it has nothing is to do:
+        whoever heard no answer asks again.
         """
+        if bundle.digest == self.bundle.digest:
+            return
         pipeline = bundle.pipeline(self._alarm_config)
         if back:
             self.heads.forget()

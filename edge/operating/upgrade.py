@@ -51,7 +51,7 @@ def open_serving(models: Models) -> Bundle:
             if serving.role == "factory":
                 raise
             log.error("model %d does not start: %s", serving.number, error)
-            models.roll_back(str(error))
+            models.mark_bad(serving.digest, str(error))
             serving = models.serve()
 
 
@@ -137,8 +137,10 @@ class Upgrade:
         bundle.self_test()
         bundle.policy(self._alarm())
         tried = serving.role == "trial"
+        bad = self._models.bad
         for name, stream in self._streams.items():
-            stream.ask(partial(stream.replace, bundle, head=self._fitted.get(name) if tried else None, back=not tried))
+            back = stream.bundle.digest in bad
+            stream.ask(partial(stream.replace, bundle, head=self._fitted.get(name) if tried else None, back=back))
         self._bundle, self._path = bundle, serving.path
         self._fitted, self._watched = {}, {}
         if tried:

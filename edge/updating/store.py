@@ -7,7 +7,7 @@
 
               stage            switch             commit
     offer ───────────▶ pending ─────────▶ on trial ─────────▶ active ──▶ previous ──▶ gone
-                          │ mark_bad          │ roll_back        │ roll_back
+                          │ mark_bad          │ mark_bad         │ mark_bad
                           ▼                   ▼                  ▼
                          bad                 bad                bad, and `previous` is active
 
@@ -339,18 +339,11 @@ class Models:
                 floor=max(state.floor, state.pending.number),
             )
 
-    def roll_back(self, reason: str) -> None:
-        """Away from the model that runs, to the one before, and never back. Raises `UsageError` at the factory's model."""
-        with self._lock:
-            state = self._state
-            running = state.pending if state.trying else state.active
-            if running is None:
-                raise UsageError("the model of the configuration runs; there is none before it")
-            self.mark_bad(running.digest, reason)
-
     def mark_bad(self, digest: str, reason: str) -> None:
-        """It is never tried again, and nothing runs it any more."""
+        """It is never tried again, and nothing runs it any more: `serve` says what does. Again it changes nothing."""
         with self._lock:
+            if digest in self._state.bad:
+                return
             self._change(bad=_noted(self._state.bad, {digest: reason[:500] or "no reason was given"}))
 
     def note_time(self, time_s: float) -> None:
@@ -368,7 +361,7 @@ class Models:
             state = self._state
             if state.trying and state.pending is not None:
                 if state.tries >= MOST_TRIES:
-                    self.roll_back(f"did not get through its trial in {state.tries} starts")
+                    self.mark_bad(state.pending.digest, f"did not get through its trial in {state.tries} starts")
                 else:
                     self._change(tries=state.tries + 1)
             return self.serve()

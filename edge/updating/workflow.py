@@ -166,9 +166,8 @@ class Updates:
 
     def turn(self) -> None:
         """Do what is due: take back, judge who is on probation, look for a new one."""
-        if (reason := self._back) is not None:
-            self._take_back(reason)
-            self._back = None
+        if self._back is not None:
+            self._take_back(self._back)
         elif self._serving.role == "trial":
             self._judge()
         elif self._clock() >= self._due_s:
@@ -217,9 +216,7 @@ class Updates:
 
     def _return(self) -> None:
         """The active model's file was lost, and is there again."""
-        serving = self._models.serve()
-        self._device.run(serving)
-        self._serving, self._offer = serving, None
+        serving = self._go_on()
         log.info("model %d is there again", serving.number)
         self._show("idle", "")
 
@@ -230,13 +227,12 @@ class Updates:
             self._wake.wait(self._look_s)
 
     def _switch(self) -> None:
-        serving = self._models.switch()
+        serving = self._serving = self._models.switch()  # some streams may have it, whatever `run` says
         try:
             self._device.run(serving)
         except AmissError as error:
             self._take_back(str(error))
             return
-        self._serving = serving
         log.info("model %d runs, on probation", serving.number)
         self._show("probation", "")
 
@@ -252,19 +248,26 @@ class Updates:
             self._take_back(reason)
 
     def _take_back(self, reason: str) -> None:
-        state = self._models.state
-        running = state.pending if state.trying else state.active
-        if running is None:
+        """What fails here is done again at the next turn, and is about the same model then: the one that runs."""
+        self._back, running = reason, self._serving
+        if running.role == "factory":
+            self._back = None
             self._show("idle", "the model of the configuration runs; there is none before it")
             return
-        self._models.roll_back(reason)
-        serving = self._models.serve()
-        self._device.run(serving)
-        self._serving, self._offer = serving, None
+        self._models.mark_bad(running.digest, reason)
+        serving = self._go_on()
+        self._back = None
         self.taken_back += 1
         self._became = "taken back", running.number
         log.warning("model %d was taken back: %s; model %d runs again", running.number, reason, serving.number)
         self._show("idle", f"model {running.number} was taken back: {reason}")
+
+    def _go_on(self) -> Serving:
+        """With the model that the store says, whatever runs."""
+        serving = self._models.serve()
+        self._device.run(serving)
+        self._serving, self._offer = serving, None
+        return serving
 
     def _show(self, step: Step, reason: str | None = None) -> None:
         if reason is not None:

@@ -62,7 +62,7 @@ try:
             models.commit()
             tell(f"committed {number}")
         else:
-            models.roll_back("all-alarm")
+            models.mark_bad(digest, "all-alarm")
             tell("rolled back")
     models.close()
 except AmissError as error:

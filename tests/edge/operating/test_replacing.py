@@ -171,6 +171,17 @@ def test_a_head_for_the_candidate_comes_and_goes_with_it(tmp_path: Path, bundles
         assert told.stream.heads.about is None
 
 
+def test_what_is_asked_again_forgets_nothing(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(200))
+        told.stream.heads.keep(old.head, made="2026-01-01T00:00:00Z", windows=1, trusted=False)
+        told.stream.replace(new, head=new.head)
+        for _ in range(2):  # the first answer was not heard
+            told.stream.replace(old, back=True)
+        assert told.stream.heads.about is not None
+
+
 def test_how_long_it_takes_to_settle_may_change_while_it_runs(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
     with closing(Told(tmp_path, bundles[0])) as told:
         before = told.stream.pipeline.settling

@@ -71,19 +71,19 @@ def test_a_models_way(tmp_path: Path) -> None:
         install(models, 3)
         assert sorted(path.stem for path in models.store.iterdir()) == sorted(model(n).digest for n in (2, 3))
     with opened(tmp_path) as models:
-        models.roll_back("the owner wants the old one")
+        models.mark_bad(model(3).digest, "the owner wants the old one")
         assert (models.serve().number, models.floor) == (2, 3)
-        models.roll_back("and the one before")
+        models.mark_bad(model(2).digest, "and the one before")
         assert models.serve().role == "factory"
-        with pytest.raises(UsageError, match="none before it"):
-            models.roll_back("once more")
+        models.mark_bad(model(2).digest, "once more")
+        assert models.bad[model(2).digest] == "and the one before"
 
 
 def test_what_was_bad_once_or_is_old_is_not_tried_again(tmp_path: Path) -> None:
     with opened(tmp_path) as models:
         install(models, 5)
         trial(models, 6)
-        models.roll_back("all-alarm")
+        models.mark_bad(model(6).digest, "all-alarm")
         assert models.serve().number == 5
         for number, reason in ((6, "found bad here: all-alarm"), (5, "not newer than 5"), (4, "not newer")):
             models.put(content(number), model(number).digest)
@@ -230,7 +230,7 @@ def test_either_record_may_be_lost_and_the_floor_never_falls(tmp_path: Path, whi
         install(models, 3)
         install(models, 4)
         trial(models, 5)
-        models.roll_back("bad")
+        models.mark_bad(model(5).digest, "bad")
     for seed in range(seeds):
         place = Path(shutil.copytree(tmp_path / "before", tmp_path / "now"))
         spoil(place / "models" / which, random.Random(seed))
@@ -291,7 +291,7 @@ def test_with_both_records_gone_the_factorys_model_serves(tmp_path: Path) -> Non
     assert moved_aside(tmp_path)
 
 
-STEPS = st.lists(st.sampled_from(["put", "stage", "switch", "commit", "roll_back", "start", "reopen", "serve"]), max_size=30)
+STEPS = st.lists(st.sampled_from(["put", "stage", "switch", "commit", "mark_bad", "start", "reopen", "serve"]), max_size=30)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -314,8 +314,9 @@ def test_in_whatever_order_it_is_called(tmp_path: Path, steps: list[str]) -> Non
                     stack.close()
                     stack = contextlib.ExitStack()
                     models = stack.enter_context(opened(place))
-                case "roll_back":
-                    models.roll_back("why not")
+                case "mark_bad":
+                    if (running := models.serve()).role != "factory":
+                        models.mark_bad(running.digest, "why not")
                 case _:
                     getattr(models, step)()
         serving = models.serve()

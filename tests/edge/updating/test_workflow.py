@@ -9,6 +9,7 @@ import pytest
 
 from edge.channel import ChannelSpec
 from edge.errors import BundleError, RepositoryAwayError, StorageError, UntrustedError
+from edge.operating.requests import RefusedError
 from edge.updating.offer import Offer
 from edge.updating.store import Models, Serving
 from edge.updating.updater import Checked
@@ -51,6 +52,7 @@ class Pump:
         self.outcome: Outcome | None = None
         self.calm = True
         self.broken: set[int] = set()
+        self.deaf = 0  # how often nobody answers
         self.says: tuple[Verdict, str] = "go on", ""
         self.open()
 
@@ -108,6 +110,9 @@ class Pump:
     def run(self, serving: Serving) -> None:
         if serving.number in self.broken:
             raise BundleError("it does not open here")
+        if self.deaf:
+            self.deaf -= 1
+            raise RefusedError("s: no answer in 10 s")
         self.ran.append(serving.number)
 
     def verdict(self) -> tuple[Verdict, str]:
@@ -213,6 +218,40 @@ def test_what_became_of_the_last_one_is_told_in_one_word(pump: Pump) -> None:
     assert (now(), pump.asked) == (("unfit", 5), 5)
 
 
+def test_a_take_back_that_fails_is_done_again_and_costs_no_other_model(pump: Pump) -> None:
+    for number in (1, 2):
+        pump.put(number)
+        pump.says = "commit", "as good as before"
+        pump.turns(2)
+    bad = pump.put(3)
+    pump.says = "go on", ""
+    pump.turns()
+    pump.says, pump.deaf = ("roll back", "all windows are strange"), 2
+    for _ in range(2):
+        with pytest.raises(RefusedError):
+            pump.turns()
+        pump.says = "commit", "what it says of another model by now is not heard"
+    pump.turns(3)
+    assert list(pump.models.bad) == [bad.digest]
+    assert (pump.last.step, pump.last.number, pump.ran[-1], pump.updates.taken_back) == ("idle", 2, 2, 1)
+
+
+def test_what_is_taken_back_is_what_runs(pump: Pump) -> None:
+    one = pump.put(1)
+    pump.says = "commit", "as good as before"
+    pump.turns(2)
+    two = pump.put(2)
+    pump.turns(2)
+    pump.offers.clear()
+    pump.models.path(two.digest).write_bytes(b"damaged")
+    pump.again()
+    assert pump.updates.progress.number == 1
+    pump.updates.roll_back("a person")
+    pump.turns()
+    assert list(pump.models.bad) == [one.digest]
+    assert pump.last.number == 0
+
+
 def test_one_that_cannot_run_here_is_taken_back_before_it_runs(pump: Pump) -> None:
     pump.broken.add(1)
     pump.put(1)
@@ -289,7 +328,7 @@ def test_a_disk_that_is_full_is_waited_for(pump: Pump, monkeypatch: pytest.Monke
     assert (pump.last.step, pump.last.number, pump.models.floor) == ("idle", 1, 1)
     pump.updates.roll_back("a person")
     with monkeypatch.context() as patch:
-        patch.setattr(pump.models, "roll_back", full)
+        patch.setattr(pump.models, "mark_bad", full)
         with pytest.raises(StorageError):
             pump.turns()
     pump.turns()
