@@ -7,8 +7,8 @@
 
               stage            switch             commit
     offer ───────────▶ pending ─────────▶ on trial ─────────▶ active ──▶ previous ──▶ gone
-                          │ mark_bad          │ mark_bad         │ mark_bad
-                          ▼                   ▼                  ▼
+                          │ mark_bad  ◀───────┤ mark_bad         │ mark_bad
+                          ▼          unswitch ▼                  ▼
                          bad                 bad                bad, and `previous` is active
 
 - A transition happens whole or not at all: one SQLite transaction (FULL, WAL, EXCLUSIVE).
@@ -323,6 +323,12 @@ class Models:
                 raise UnfitError(f"the file of model {pending.number} is damaged; it will be fetched again")
             self._change(trying=True, tries=0)
             return self._serving(pending, "trial")
+
+    def unswitch(self) -> None:
+        """The model on trial waits again, and is not bad: it did not come to run. Again it changes nothing."""
+        with self._lock:
+            if self._state.trying:
+                self._change(trying=False, tries=0)
 
     def commit(self) -> None:
         """The model on trial has proved itself: it is active, and its number is the floor."""

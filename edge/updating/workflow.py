@@ -110,6 +110,7 @@ class Updates:
         self._wake = threading.Event()
         self._stopping = False
         self._back: str | None = None  # why somebody wants the model before
+        self._halted: str | None = None  # why a switch did not come to its end
         self._thread = threading.Thread(target=self._run, name="updates", daemon=True)
         self._failure: BaseException | None = None
         self._serving = models.serve()
@@ -168,6 +169,8 @@ class Updates:
         """Do what is due: take back, judge who is on probation, look for a new one."""
         if self._back is not None:
             self._take_back(self._back)
+        elif self._halted is not None:
+            self._undo(self._halted)
         elif self._serving.role == "trial":
             self._judge()
         elif self._clock() >= self._due_s:
@@ -230,11 +233,23 @@ class Updates:
         serving = self._serving = self._models.switch()  # some streams may have it, whatever `run` says
         try:
             self._device.run(serving)
-        except AmissError as error:
+        except (BundleError, UnfitError, ConfigError) as error:
             self._take_back(str(error))
+            return
+        except AmissError as error:  # of this device: a stream that does not answer, a disk that takes no head
+            log.warning("model %d does not run yet: %s", serving.number, error)
+            self._undo(f"model {serving.number} waits: {error}")
             return
         log.info("model %d runs, on probation", serving.number)
         self._show("probation", "")
+
+    def _undo(self, reason: str) -> None:
+        """All streams go on with the model before, and the new one waits; done again at the next turn where that fails too."""
+        self._halted = reason
+        self._models.unswitch()
+        self._go_on()
+        self._halted = None
+        self._show("idle", reason)
 
     def _judge(self) -> None:
         verdict, reason = self._device.verdict()
@@ -256,7 +271,7 @@ class Updates:
             return
         self._models.mark_bad(running.digest, reason)
         serving = self._go_on()
-        self._back = None
+        self._back = self._halted = None
         self.taken_back += 1
         self._became = "taken back", running.number
         log.warning("model %d was taken back: %s; model %d runs again", running.number, reason, serving.number)

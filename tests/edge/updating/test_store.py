@@ -291,7 +291,9 @@ def test_with_both_records_gone_the_factorys_model_serves(tmp_path: Path) -> Non
     assert moved_aside(tmp_path)
 
 
-STEPS = st.lists(st.sampled_from(["put", "stage", "switch", "commit", "mark_bad", "start", "reopen", "serve"]), max_size=30)
+STEPS = st.lists(
+    st.sampled_from(["put", "stage", "switch", "unswitch", "commit", "mark_bad", "start", "reopen", "serve"]), max_size=30
+)
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -236,6 +236,23 @@ def test_a_take_back_that_fails_is_done_again_and_costs_no_other_model(pump: Pum
     assert (pump.last.step, pump.last.number, pump.ran[-1], pump.updates.taken_back) == ("idle", 2, 2, 1)
 
 
+@pytest.mark.parametrize("deaf", [1, 2, 4])
+def test_a_stream_that_does_not_answer_says_nothing_against_the_model(pump: Pump, deaf: int) -> None:
+    pump.deaf = deaf
+    pump.put(1)
+    pump.turns()
+    for _ in range(deaf - 2):
+        with pytest.raises(RefusedError):
+            pump.turns(seconds=1.0)
+    pump.turns(seconds=1.0)
+    if deaf > 1:
+        assert (pump.last.step, pump.last.number, pump.ran) == ("idle", 0, [0])
+        assert pump.last.reason == "model 1 waits: s: no answer in 10 s"
+    pump.turns(2)
+    assert (pump.models.bad, pump.ran) == ({}, [0, 1])
+    assert (pump.last.step, pump.last.number) == ("probation", 1)
+
+
 def test_what_is_taken_back_is_what_runs(pump: Pump) -> None:
     one = pump.put(1)
     pump.says = "commit", "as good as before"
