@@ -39,20 +39,34 @@ KEPT_EVERY_S = 600.0
 def open_serving(models: Models) -> Bundle:
     """The model to start with: one that is on trial or active, unless it does not open; in the end that of the configuration.
 
-    Raises what opening that one raises.
+    What does not open is bad once another one does: where none does, say without a runtime, that is no fault of theirs. Raises
+    what opening the last one raises.
     """
     serving = models.start()
-    while True:
-        try:
-            bundle = Bundle.open(serving.path)
-            bundle.self_test()
-            return bundle
-        except BundleError as error:
-            if serving.role == "factory":
-                raise
-            log.error("model %d does not start: %s", serving.number, error)
-            models.mark_bad(serving.digest, str(error))
-            serving = models.serve()
+    broken: dict[str, str] = {}
+    try:
+        while (bundle := _started(serving, broken)) is None:
+            serving = models.serve(but=broken)
+    except AmissError:
+        with contextlib.suppress(AmissError):
+            models.count_anew()
+        raise
+    for digest, reason in broken.items():
+        models.mark_bad(digest, reason)
+    return bundle
+
+
+def _started(serving: Serving, broken: dict[str, str]) -> Bundle | None:
+    try:
+        bundle = Bundle.open(serving.path)
+        bundle.self_test()
+        return bundle
+    except BundleError as error:
+        if serving.role == "factory":
+            raise
+        log.error("model %d does not start: %s", serving.number, error)
+        broken[serving.digest] = str(error)
+        return None
 
 
 class Upgrade:

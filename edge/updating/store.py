@@ -28,7 +28,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -358,6 +358,12 @@ class Models:
             if time_s >= self._state.time_s + 3600.0:
                 self._change(time_s=float(time_s))
 
+    def count_anew(self) -> None:
+        """What its starts so far came to is no fault of the model on trial."""
+        with self._lock:
+            if self._state.tries:
+                self._change(tries=0)
+
     def start(self) -> Serving:
         """What to run now that the agent starts: counts the start of a model on trial, and takes it back after `MOST_TRIES`.
 
@@ -372,22 +378,21 @@ class Models:
                     self._change(tries=state.tries + 1)
             return self.serve()
 
-    def serve(self) -> Serving:
-        """The model on trial, else the active one, else the previous one, else the factory's: the first that is whole.
+    def serve(self, but: Collection[str] = ()) -> Serving:
+        """The model on trial, else the active one, else the previous one, else the factory's: the first that is whole, and
+        whose digest is not one of `but`.
 
         Raises `NoInputError` or `BundleError` when the factory's is not there, or not what it was, and no other is.
         """
         with self._lock:
             state = self._state
-            if state.trying and state.pending is not None:
+            if state.trying and state.pending is not None and state.pending.digest not in but:
                 if self._is_whole(state.pending.digest):
                     return self._serving(state.pending, "trial")
                 log.error("model %d on trial is damaged on the disk", state.pending.number)
                 self._change(pending=None, trying=False, tries=0)  # not bad: it may be fetched again
             for model, role in ((state.active, "active"), (state.previous, "previous")):
-                if model is None:
-                    if role == "active":
-                        break
+                if model is None or model.digest in but:
                     continue
                 if self._is_whole(model.digest):
                     return self._serving(model, "active" if role == "active" else "previous")
