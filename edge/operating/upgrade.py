@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.bundle import AGENT_VERSION, SCHEMA, Bundle, Manifest, unpack_arrays, verify
+from edge.bundle import AGENT_VERSION, SCHEMA, Bundle, unpack_arrays
 from edge.config import AlarmConfig, DeviceConfig
 from edge.errors import AmissError, BundleError
 from edge.files import at_once
@@ -113,33 +113,59 @@ class Upgrade:
     def trial(self, candidate: Path) -> tuple[Outcome, str]:
         """Each stream's own hours have to speak for it."""
         self._fitted, self._before = {}, {}
-        manifest = verify(candidate.read_bytes())[0]
         for name, stream in self._streams.items():
-            if stream.ring is None:
-                return "unknown", f"{name}: nothing of the stream is recorded"
-            stream.ask(stream.ring.flush)
             out = self._models.incoming / f"{name}.head.npz"
-            head = stream.heads.path
-            result = try_out(
-                Order(
-                    candidate=str(candidate.resolve()),
-                    live=str(self._path.resolve()),
-                    ring=str(stream.ring.folder.resolve()),
-                    live_head=str(head.resolve()) if head else "",
-                    head_out=str(out.resolve()),
-                    alarm=self._alarm(),
-                    limits=Limits(minutes=self._config.update.trial_minutes) if self._config.update else Limits(),
-                ),
-                stopping=lambda: self.stopping,
-            )
-            log.info("%s: candidate %s: %s", name, candidate.stem[:16], result.sentence())
-            if result.verdict != "accepted":
-                return result.verdict, f"{name}: {'; '.join(result.reasons) or result.sentence()}"
-            self._before[name] = _before(result, manifest)
-            if result.serves == "refitted":
-                self._fitted[name] = Head.from_arrays(manifest.scorer, unpack_arrays(Path(result.head).read_bytes()))
-            out.unlink(missing_ok=True)
+            out.unlink(missing_ok=True)  # of a trial that the agent did not outlast
+            try:
+                outcome, reason = self._try_out(name, stream, candidate, out)
+            finally:
+                out.unlink(missing_ok=True)
+            if outcome != "accepted":
+                return outcome, f"{name}: {reason}"
         return "accepted", ""
+
+    def _try_out(self, name: str, stream: Stream, candidate: Path, out: Path) -> tuple[Outcome, str]:
+        if stream.ring is None:
+            return "unknown", "nothing of the stream is recorded"
+        stream.ask(stream.ring.flush)
+        head = stream.heads.path
+        result = try_out(
+            Order(
+                candidate=str(candidate.resolve()),
+                live=str(self._path.resolve()),
+                ring=str(stream.ring.folder.resolve()),
+                live_head=str(head.resolve()) if head else "",
+                head_out=str(out.resolve()),
+                alarm=self._alarm(),
+                limits=Limits(minutes=self._config.update.trial_minutes) if self._config.update else Limits(),
+            ),
+            stopping=lambda: self.stopping,
+        )
+        log.info("%s: candidate %s: %s", name, candidate.stem[:16], result.sentence())
+        if result.verdict != "accepted":
+            return result.verdict, "; ".join(result.reasons) or result.sentence()
+        try:
+            self._learn(name, result, out)
+        except (OSError, AmissError, KeyError, TypeError, ValueError) as error:
+            return "unknown", f"what its trial has answered makes no sense: {error}"
+        return "accepted", ""
+
+    def _learn(self, name: str, result: Result, out: Path) -> None:
+        """What a process has said that may have run anything: only what is checked here is believed of it."""
+        report, made = result.refitted if result.serves == "refitted" else result.own, result.made
+        if report is None or (new := report.candidate) is None or made is None:
+            raise ValueError("accepted, and no figures")
+        if result.serves == "refitted":
+            self._fitted[name] = Head.from_arrays(made.scorer, unpack_arrays(out.read_bytes()))
+        self._before[name] = Before(
+            hours=new.hours,
+            alarms=max(new.episodes, report.live.episodes),
+            strange_share=new.strange_share,
+            window=made.window,
+            hop=made.hop,
+            rate_hz=made.rate_hz,
+            latency_s=new.latency_s.get("median", 0.0),
+        )
 
     def quiet(self) -> bool:
         return not any(stream.pipeline.alarm.active or stream.commissioning for stream in self._streams.values())
@@ -221,22 +247,6 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     before: dict[str, Before] = {}
     states: dict[str, dict[str, float]] = {}
-
-
-def _before(result: Result, manifest: Manifest) -> Before:
-    report = result.refitted if result.serves == "refitted" else result.own
-    assert report is not None
-    new = report.candidate
-    assert new is not None
-    return Before(
-        hours=new.hours,
-        alarms=max(new.episodes, report.live.episodes),
-        strange_share=new.strange_share,
-        window=manifest.window,
-        hop=manifest.hop,
-        rate_hz=manifest.rate_hz,
-        latency_s=new.latency_s.get("median", 0.0),
-    )
 
 
 def _unknown(bundle: Bundle) -> Before:

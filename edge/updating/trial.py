@@ -21,9 +21,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
+from msgspec import Meta
 
 import edge
 from edge.bundle import Bundle, pack_arrays, unpack_arrays
@@ -75,6 +76,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     nice: int = 10
 
 
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """How the candidate is made. Bounded: the agent divides by these."""
+
+    window: Annotated[int, Meta(ge=1, le=1 << 40)]
+    hop: Annotated[int, Meta(ge=1, le=1 << 40)]
+    rate_hz: Annotated[float, Meta(ge=1e-9, le=1e12)]
+    scorer: str
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     stage: Stage
@@ -83,14 +93,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     digest: str = ""
     """Of the candidate, once it is open."""
     runtime: str = ""
+    made: Made | None = None
     own: ShadowReport | None = None
     """With the head of its bundle."""
     refitted: ShadowReport | None = None
     """With a head fitted to the older part of the recording, judged on the rest."""
     serves: Literal["", "own", "refitted"] = ""
-    """The head to switch with, when it is accepted."""
-    head: str = ""
-    """File with that head, where it is not the bundle's."""
+    """The head to switch with, when it is accepted; `refitted` is in `Order.head_out`."""
     note: str = ""
     peak_bytes: int = 0
     """Of the child, in memory."""
@@ -144,7 +153,7 @@ def try_out(
     if not ended and child.returncode == 0:
         try:
             return msgspec.structs.replace(msgspec.json.decode(answer, type=Result), seconds=seconds)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             ended = f"answered with something else: {error}"
     verdict: Verdict = "unknown" if stage in _OURS else "refused"
     if ended == "stopping" or (ended == "late" and cpu_s < BUSY * min(order.deadline_s, order.cpu_s)):
@@ -265,9 +274,10 @@ def judge(order: Order, at: Callable[[str], None] | None = None) -> Result:
 
 
 def _suited(order: Order, live: Bundle, head: Head | None, candidate: Bundle, at: Callable[[str], None]) -> Result:
-    digest, runtime = candidate.digest, candidate.backend.name
+    digest, runtime, manifest = candidate.digest, candidate.backend.name, candidate.manifest
+    made = Made(window=manifest.window, hop=manifest.hop, rate_hz=manifest.rate_hz, scorer=manifest.scorer)
     at("fit")
-    if why := unlike(live.manifest, candidate.manifest):
+    if why := unlike(live.manifest, manifest):
         return Result(verdict="refused", stage="fit", reasons=(why,), digest=digest, runtime=runtime)
     folder = Path(order.ring)
 
@@ -297,7 +307,7 @@ def _suited(order: Order, live: Bundle, head: Head | None, candidate: Bundle, at
         own = compared(recorded(folder), None)
     except DataError as error:
         return Result(verdict="unknown", stage="shadow", reasons=(_line(error),), digest=digest, runtime=runtime)
-    found = Result(verdict=own.verdict, stage="shadow", reasons=own.reasons, own=own, digest=digest, runtime=runtime)
+    found = Result(verdict=own.verdict, stage="shadow", reasons=own.reasons, own=own, digest=digest, runtime=runtime, made=made)
     if own.verdict == "accepted":
         found = msgspec.structs.replace(found, stage="done", serves="own", note="serves with the head of its bundle")
     # What the machine has taught the live model is not to be lost. A model that nobody commissioned needs no other head, unless
@@ -317,9 +327,7 @@ def _suited(order: Order, live: Bundle, head: Head | None, candidate: Bundle, at
     found = msgspec.structs.replace(found, refitted=refitted)
     if refitted.verdict == "accepted":
         note = "serves with a head fitted to what is recorded of this machine"
-        return msgspec.structs.replace(
-            found, verdict="accepted", stage="done", reasons=(), serves="refitted", head=order.head_out, note=note
-        )
+        return msgspec.structs.replace(found, verdict="accepted", stage="done", reasons=(), serves="refitted", note=note)
     if refitted.verdict == "unknown":  # more of it will tell, and until then the machine keeps what it has learned
         missing = refitted.minutes_missing / (1 - FITTED)
         reason = f"{missing:.3g} more min have to be recorded before a head of this machine's own can be judged"

@@ -1,17 +1,27 @@
 """Which model an agent starts with, and what a trial and a probation are told of real streams. Real store, real bundles."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import bad_models
+import msgspec
 import pytest
 from bad_models import BAD, packed
 
+from edge.bundle import Bundle
+from edge.config import DeviceConfig, MqttConfig, StreamConfig, UpdateConfig
 from edge.errors import BundleError, NoInputError
-from edge.operating.upgrade import open_serving
+from edge.operating import upgrade
+from edge.operating.clock import HostClock
+from edge.operating.upgrade import Upgrade, open_serving
 from edge.scoring import backends
+from edge.updating.probation import Seen
+from edge.updating.shadow import ShadowReport, Side
 from edge.updating.store import Model, Models
+from edge.updating.trial import Made, Order, Result
 
 
 @pytest.fixture
@@ -59,3 +69,92 @@ def test_where_no_model_opens_none_is_to_blame(models: Models, monkeypatch: pyte
     assert models.bad == {}
     assert open_serving(models).digest == second
     assert (models.active and models.active.digest, models.tries) == (first, 1)
+
+
+# Trials.
+
+
+class Pump:
+    """What `Upgrade` asks of a stream."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bundle: Bundle
+        self.heads = SimpleNamespace(path=None)
+        self.ring = SimpleNamespace(folder=folder, flush=lambda: None)
+        self.now = Seen(seconds=0.0, samples=0, windows=0, strange=0)
+
+    def ask(self, action: Callable[[], Any]) -> Any:
+        return action()
+
+    def seen(self) -> Seen:
+        return self.now
+
+
+def device(models: Models, *names: str) -> tuple[Upgrade, dict[str, Pump]]:
+    config = DeviceConfig(
+        node="n",
+        bundle=str(models.factory),
+        streams={name: StreamConfig(port="/dev/null") for name in names},
+        state_dir=str(models.folder),
+        mqtt=MqttConfig(host="127.0.0.1", port=1),
+        update=UpdateConfig(repository="/r", root="/r.json"),
+    )
+    pumps = {name: Pump(models.folder) for name in names}
+    made = Upgrade(
+        config,
+        models,
+        Bundle.open(models.factory),
+        pumps,  # type: ignore[arg-type]
+        alarm=lambda: config.alarm,
+        adopted=lambda bundle: None,
+        clock=HostClock(boot="b"),
+    )
+    return made, pumps
+
+
+def side() -> Side:
+    about = dict.fromkeys(("hours", "episodes_per_day", "alarm_share", "promised", "heard", "hop_s"), 1.0)
+    counts = dict.fromkeys(("windows", "episodes", "strange", "excused", "not_finite"), 1)
+    return Side(model="", score={}, p_value={}, latency_s={}, **about, **counts)  # type: ignore[arg-type]
+
+
+REPORT = ShadowReport(
+    verdict="accepted", reasons=(), head="own", minutes=1.0, minutes_missing=0.0, live=side(), candidate=side()
+)
+MADE = Made(window=16, hop=4, rate_hz=100.0, scorer="mahalanobis")
+ACCEPTED = Result(verdict="accepted", stage="done", serves="own", own=REPORT, refitted=REPORT, made=MADE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "head", "outcome"),
+    [
+        ({}, b"", "accepted"),
+        ({"own": None}, b"", "unknown"),
+        ({"made": None}, b"", "unknown"),
+        ({"own": msgspec.structs.replace(REPORT, candidate=None)}, b"", "unknown"),
+        ({"serves": "refitted"}, bad_models.good()[1]["head.npz"], "accepted"),
+        ({"serves": "refitted"}, bad_models.good()[1]["golden.npz"], "unknown"),
+        ({"serves": "refitted"}, b"no arrays", "unknown"),
+        ({"serves": "refitted"}, b"", "unknown"),
+        ({"serves": "refitted", "made": msgspec.structs.replace(MADE, scorer="none")}, b"PK", "unknown"),
+    ],
+)
+def test_of_what_a_trial_answers_nothing_is_believed_that_makes_no_sense(
+    models: Models, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], head: bytes, outcome: str
+) -> None:
+    def answers(order: Order, **more: object) -> Result:
+        if head:
+            Path(order.head_out).write_bytes(head)
+        return msgspec.structs.replace(ACCEPTED, **changes)
+
+    monkeypatch.setattr(upgrade, "try_out", answers)
+    made, _ = device(models, "s")
+    (models.incoming / "s.head.npz").write_bytes(bad_models.good()[1]["head.npz"])  # of an earlier one
+    assert made.trial(models.factory)[0] == outcome
+    assert not list(models.incoming.iterdir())
+
+
+def test_what_the_agent_divides_by_is_bounded() -> None:
+    for wrong in ({"hop": 0}, {"window": 1 << 80}, {"rate_hz": 0.0}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(MADE) | wrong), type=Made)
