@@ -144,7 +144,7 @@ class Models:
         self.folder, self.factory, self.factory_digest = folder, factory, factory_digest
         self._free_bytes = free_bytes
         self._lock = threading.RLock()
-        self._fresh: set[str] = set()  # put, and not staged yet
+        self._fresh: str | None = None  # digest of the newest that was put, and not staged yet
         self._database, self._copy = folder / "models.db", folder / "models.json"
         with _disk(folder):
             for place in (folder, self.store, self.incoming):
@@ -226,7 +226,7 @@ class Models:
         with self._lock:
             if not self._is_whole(digest):
                 return False
-            self._fresh.add(digest)
+            self._fresh = digest
             return True
 
     def room_for(self, size: int) -> None:
@@ -258,7 +258,7 @@ class Models:
                     size = source.stat().st_size if isinstance(source, Path) else len(source)
                 self.room_for(size or 0)
                 self._copy_in(chunks, digest, size)
-            self._fresh.add(digest)
+            self._fresh = digest
         return path
 
     def _adopt(self, source: Path, digest: str) -> None:
@@ -484,11 +484,13 @@ class Models:
         log.error("%s: damaged (%s), moved to %s; %s says where we were", self._database, error, aside, self._copy.name)
 
     def _sweep(self) -> None:
-        """Active, previous and pending stay, and one unfinished download; the rest goes. What cannot go now goes later."""
+        """Active, previous and pending stay, the newest that was put, and one unfinished download; the rest goes, and so does
+        what is bad. What cannot go now goes later."""
         state = self._state
         keep = {model.digest for model in (state.active, state.previous, state.pending) if model is not None}
-        self._fresh -= keep
-        names = {f"{digest}.amiss" for digest in keep | self._fresh}
+        if self._fresh is not None and self._fresh not in state.bad:
+            keep.add(self._fresh)
+        names = {f"{digest}.amiss" for digest in keep}
         with contextlib.suppress(OSError):
             for entry in self.store.iterdir():
                 if entry.name not in names:

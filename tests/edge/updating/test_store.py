@@ -79,6 +79,19 @@ def test_a_models_way(tmp_path: Path) -> None:
         assert models.bad[model(2).digest] == "and the one before"
 
 
+def test_what_was_refused_does_not_fill_the_disk(tmp_path: Path) -> None:
+    with opened(tmp_path) as models:
+        install(models, 1)
+        for number in (2, 3, 4):
+            models.put(content(number), model(number).digest)
+            models.mark_bad(model(number).digest, "hears nothing")
+            assert [path.stem for path in models.store.iterdir()] == [model(1).digest]
+        for number in (5, 6):  # it waits, and then there is a newer one
+            models.put(content(number), model(number).digest)
+            models.note_time(1e9 * number)
+        assert {path.stem for path in models.store.iterdir()} == {model(1).digest, model(6).digest}
+
+
 def test_what_was_bad_once_or_is_old_is_not_tried_again(tmp_path: Path) -> None:
     with opened(tmp_path) as models:
         install(models, 5)
