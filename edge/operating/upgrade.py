@@ -188,7 +188,8 @@ class Upgrade:
         self._adopted(bundle)
 
     def verdict(self) -> tuple[Action, str]:
-        """The worst of the streams; it stays when it has proved itself in all of them that say anything."""
+        """The worst of the streams; it stays when it has proved itself in all of them that say anything, and that is one at
+        least: a sensor that is silent for days keeps nothing up."""
         if not self._watched:
             self._resume()
         decisions = []
@@ -200,8 +201,9 @@ class Upgrade:
         for name, decision in decisions:
             if decision.action == "roll back":
                 return "roll back", f"{name}: {decision.reason}"
-        if all(decision.action == "commit" for _, decision in decisions):
-            return "commit", "; ".join(f"{name}: {decision.reason}" for name, decision in decisions)
+        heard = [(name, decision) for name, decision in decisions if self._watched[name][0].hours]
+        if heard and all(decision.action == "commit" for _, decision in heard):
+            return "commit", "; ".join(f"{name}: {decision.reason}" for name, decision in heard)
         return "go on", ""
 
     def _watch(self, before: Mapping[str, Before], states: Mapping[str, dict[str, float]]) -> None:

@@ -158,3 +158,31 @@ def test_what_the_agent_divides_by_is_bounded() -> None:
     for wrong in ({"hop": 0}, {"window": 1 << 80}, {"rate_hz": 0.0}):
         with pytest.raises(msgspec.ValidationError):
             msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(MADE) | wrong), type=Made)
+
+
+# Probation.
+
+
+def hours(pump: Pump, count: int, **more: int) -> None:
+    """As the model of `good` sees them: 25 windows a second."""
+    windows = pump.now.windows + 90_000 * count
+    pump.now = msgspec.structs.replace(pump.now, windows=windows, samples=4 * windows, **more)
+
+
+def on_probation(models: Models, *names: str) -> tuple[Upgrade, dict[str, Pump]]:
+    put(models, 1)
+    made, pumps = device(models, *names)
+    made._bundle = Bundle.open(models.serve().path)
+    assert made.verdict() == ("go on", "")
+    return made, pumps
+
+
+def test_a_sensor_that_is_silent_does_not_keep_a_model_on_probation(models: Models) -> None:
+    made, pumps = on_probation(models, "a", "b", "c")
+    assert made.verdict()[0] == "go on", "the control: nobody has said anything"
+    hours(pumps["a"], 30)
+    hours(pumps["b"], 3)
+    assert made.verdict()[0] == "go on", "nor is one that has begun"
+    hours(pumps["b"], 30)
+    verdict, reason = made.verdict()
+    assert (verdict, reason) == ("commit", "a: 30 h served, 0 alarms; b: 33 h served, 0 alarms")
