@@ -50,6 +50,8 @@ class Verdicts:
     """(B,) an episode was active after this window."""
     excused: Bool
     """(B,) strange, but a sensor is to blame."""
+    finite: Bool
+    """(B,) all that the model says of it are finite numbers. Of the score that cannot be seen: it is bounded, and averaged."""
     events: tuple[Event, ...]
 
     def __len__(self) -> int:
@@ -171,10 +173,11 @@ class Pipeline:
             none = np.empty(0, np.int64)
             shares = np.empty((0, len(self.channels)), np.float32)
             no = np.empty(0, bool)
-            return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, no, no, tuple(map(self._mark, marks)))
+            return Verdicts(none, none, np.empty(0, np.float32), np.empty(0), shares, no, no, no, tuple(map(self._mark, marks)))
         outputs = self._stream.run(windows) if self._stream else run_in_slices(self._backend, windows.x)
         if self.tap is not None:
             self.tap(windows, outputs)
+        finite = outputs.finite()
         found = self.head.scorer.score(outputs)
         alone = self.memory.adjust(outputs, found)
         score, seen = self._smoother.feed(windows.end_ns, alone)
@@ -200,7 +203,7 @@ class Pipeline:
         self.evidence.update(windows.x, alone, believed <= self.policy.p_value, active)
         self._end_ns = int(windows.end_ns[-1])
         start_ns = windows.start_ns - (seen - 1) * self._hop_ns
-        return Verdicts(start_ns, windows.end_ns, score, p_value, shares, active, excused, tuple(events))
+        return Verdicts(start_ns, windows.end_ns, score, p_value, shares, active, excused, finite, tuple(events))
 
     def _mark(self, mark: Gap | Fault) -> Event:
         return self._gap(mark) if isinstance(mark, Gap) else self._fault(mark)

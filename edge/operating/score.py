@@ -35,6 +35,7 @@ def judge_recording(bundle: Bundle, recording: Recording, *, hop: int | None = N
         np.concatenate([part.shares for part in parts]),
         np.concatenate([part.alarm for part in parts]),
         np.concatenate([part.excused for part in parts]),
+        np.concatenate([part.finite for part in parts]),
         tuple(event for part in parts for event in part.events),
     )
 

@@ -47,7 +47,6 @@ from edge.operating.requests import RefusedError
 from edge.operating.view import History, Learning, Situation
 from edge.pipeline import Verdicts
 from edge.scoring.backends import Outputs
-from edge.scoring.ensemble import STRANGEST
 from edge.sensing.sources import PortSource, Source
 from edge.signal import Float32, Samples, Windows
 from edge.updating.probation import Seen
@@ -202,7 +201,7 @@ class Stream:
         self.windows += len(verdicts)
         self._judged_ns = int(verdicts.end_ns[-1])
         self.strange += int(np.count_nonzero((verdicts.p_value <= self.pipeline.policy.p_value) & ~verdicts.excused))
-        self.not_finite += int(np.count_nonzero(verdicts.score >= STRANGEST))
+        self.not_finite += int(np.count_nonzero(~verdicts.finite))
         self._latencies.append((self._monotonic() - began_s) / len(verdicts))
         self._draw(verdicts)
         now_s = self._monotonic()

@@ -11,6 +11,7 @@ imports do with numpy 1 too, which tflite-runtime wants.
 import importlib.metadata
 import importlib.util
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge.errors import BundleError
-from edge.signal import Float32, Int64
+from edge.signal import Bool, Float32, Int64
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,17 @@ class Outputs:
 
     def arrays(self) -> dict[str, Float32]:
         return {name: getattr(self, name) for name in OUTPUTS}
+
+    def finite(self) -> Bool:
+        """(B,) all that is said of a window are finite numbers."""
+        found = np.ones(len(self), bool)
+        flat = [array.ravel() for array in self.arrays().values()]
+        with np.errstate(all="ignore"):
+            if all(math.isfinite(np.dot(array, array)) for array in flat):  # nearly always, and a third of the time
+                return found
+        for array in self.arrays().values():
+            found &= np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        return found
 
     def part(self, index: slice | Int64) -> "Outputs":
         """Of some of the windows."""

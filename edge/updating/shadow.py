@@ -314,15 +314,12 @@ class _Run:
             at += n
 
     def _look(self, windows: Windows, outputs: Outputs) -> None:
-        finite = np.ones(len(windows), bool)
-        for name in OUTPUTS:
-            array = getattr(outputs, name)
+        for name, array in outputs.arrays().items():
             if array.shape != (len(windows), *self._shapes[name]):
                 self.trouble = f"gives {name} of the shape {array.shape}, its golden outputs are {self._shapes[name]} a window"
                 return
-            finite &= np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-        if not finite.all():
-            self._not_finite += int((~finite).sum())
+        if broken := int(np.count_nonzero(~outputs.finite())):
+            self._not_finite += broken
             self.trouble = f"what it says of {self._not_finite} windows is not finite"
         # Some windows, evenly over the recording, to put faults into.
         at = -self._windows % self._each

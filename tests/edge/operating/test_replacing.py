@@ -3,8 +3,10 @@
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from bad_models import BAD, NEVER, packed, running
 from small_bundle import CHANNELS, build, normal
 
 from edge.bundle import Bundle
@@ -189,3 +191,15 @@ def test_how_long_it_takes_to_settle_may_change_while_it_runs(tmp_path: Path, bu
         assert told.stream.pipeline.settling is before
         told.stream.use(AlarmConfig(settle_s=3600.0))
         assert told.stream.pipeline.settling is not before
+
+
+def test_what_is_not_finite_is_counted_however_the_score_is_averaged(tmp_path: Path) -> None:
+    manifest, members = BAD["not a number where the machine has not been"].build()
+    manifest = msgspec.structs.replace(manifest, smoothing=256)
+    x = running(1000)
+    x[0, 600] = NEVER + 10
+    with closing(Told(tmp_path, Bundle.open(packed(tmp_path / "m.amiss", manifest, members)))) as told:
+        told.feed(x[:, :600])
+        assert (told.stream.seen().not_finite, told.stream.windows > 100) == (0, True)
+        told.feed(x[:, 600:], size=1)
+        assert told.stream.seen().not_finite == manifest.window // manifest.hop

@@ -13,7 +13,7 @@ import small_bundle
 
 from edge.bundle import Bundle, self_tests, write_bundle
 from edge.errors import BundleError
-from edge.scoring.backends import RUNTIMES, LiteRtBackend, Outputs, first_installed, installed, open_backend
+from edge.scoring.backends import OUTPUTS, RUNTIMES, LiteRtBackend, Outputs, first_installed, installed, open_backend
 from edge.signal import Float32
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -108,3 +108,16 @@ def test_streams_that_share_an_interpreter_do_not_get_each_others_scores() -> No
 
     assert wrong(backend.run, 300) == 0
     assert any(wrong(backend._run, 1000) for _ in range(20)), "the control: without taking turns they do"
+
+
+def test_which_windows_have_numbers_that_are_not_finite() -> None:
+    def said() -> Outputs:
+        shapes = {"embedding": (8,), "residual": (2,), "level": (2,), "spectrum": (5, 2), "trace": (2, 8), "map": (8, 4)}
+        return Outputs(**{name: np.full((3, *shape), 1e30, np.float32) for name, shape in shapes.items()})
+
+    assert said().finite().tolist() == [True, True, True], "whose squares are not"
+    for name in OUTPUTS:
+        for value in (np.nan, np.inf, -np.inf):
+            outputs = said()
+            getattr(outputs, name)[1].flat[-1] = value
+            assert outputs.finite().tolist() == [True, False, True]

@@ -214,13 +214,6 @@ def on_probation(bundle: Bundle, samples: Iterator[Samples]) -> tuple[Decision, 
             hours=24, alarms=0, strange_share=0.002, window=manifest.window, hop=manifest.hop, rate_hz=100.0, latency_s=0.0005
         )
     )
-    broken = [0]
-
-    def look(windows: object, outputs: object) -> None:
-        arrays = outputs.arrays().values()  # type: ignore[attr-defined]
-        broken[0] += int((~np.isfinite(np.concatenate([array.ravel() for array in arrays]))).any())
-
-    pipeline.tap = look
     decision = Decision("go on")
     served_s = 0.0
     for part in samples:
@@ -237,7 +230,7 @@ def on_probation(bundle: Bundle, samples: Iterator[Samples]) -> tuple[Decision, 
                 strange=int(((verdicts.p_value <= pipeline.policy.p_value) & ~verdicts.excused).sum()),
                 alarms=sum(event.type == "anomaly_started" for event in verdicts.events),
                 latency_s=took_s / len(verdicts) if len(verdicts) else None,
-                not_finite=broken[0],
+                not_finite=int((~verdicts.finite).sum()),
             )
             decision = serving.update(seen)
             if decision.action != "go on":
