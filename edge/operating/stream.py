@@ -349,7 +349,6 @@ class Stream:
     def seen(self) -> Seen:
         """All there is so far, to be subtracted; from any thread."""
         return Seen(
-            seconds=self._monotonic(),
             samples=self.samples,
             windows=self.windows,
             strange=self.strange,

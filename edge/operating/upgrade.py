@@ -265,5 +265,5 @@ def _unknown(bundle: Bundle) -> Before:
 
 
 def _since(last: Seen, now: Seen) -> Seen:
-    counts = ("seconds", "samples", "windows", "strange", "alarms", "not_finite")
+    counts = ("samples", "windows", "strange", "alarms", "not_finite")
     return msgspec.structs.replace(now, **{name: getattr(now, name) - getattr(last, name) for name in counts})

@@ -3,9 +3,9 @@
 Shadow has seen the past, and of that what was recorded. What remains is what the machine does next, so for some hours the new
 model serves on trial, and what it does is held against what was known of this stream before. `roll back` when
 
-- something fails: an exception, a number that is not finite, no verdicts on samples that came;
-- it is absurd: nearly every window strange from the switch on, or over an hour, that the old model (if it still runs beside)
-  does not find strange too;
+- something fails: a number that is not finite, no verdicts on samples that came (an exception ends the agent, and the starts
+  of a model on trial are counted);
+- it is absurd: nearly every window strange from the switch on, or half of them over an hour;
 - it is slow: the median of an hour, or of the first `TIMED` windows, beyond the limit;
 - it alarms too often, beyond chance.
 
@@ -15,9 +15,8 @@ ratio is a martingale, and ever reaches 1 / α with a probability of at most α 
 good models at most are rolled back. Alarms that come in swarms break that; what comes within `SWARM_H` of the last that counted
 is one alarm.
 
-Only judged time counts: a sensor that is silent neither helps nor harms. A fault of the machine looks like a bad model. So the
-absurd asks what the old model says, as long as there is one beside; and what is rolled back for too many alarms is told with
-its figures, for a person to see which it was.
+Only judged time counts: a sensor that is silent neither helps nor harms. A fault of the machine looks like a bad model. So what
+is rolled back is told with its figures, for a person to see which it was.
 """
 
 import math
@@ -78,27 +77,21 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     slower: float = 4.0
     """Times the latency in shadow, where it is more than a twentieth of the hop."""
     idle_s: float = 600.0
-    """So long samples may come without a verdict; longer than any window takes to fill."""
+    """Of samples, which may come without a verdict; longer than any window takes to fill."""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """What has happened since the last time, all of one stream."""
 
-    seconds: float
-    """On the monotonic clock."""
     samples: int
     windows: int
     strange: int
     """Windows at or below the threshold, not excused by the sensor."""
-    strange_before: int = 0
-    """Of them, those that the old model also finds strange, where it runs beside."""
     alarms: int = 0
     """Started."""
     latency_s: float | None = None
     """Median of the windows' latencies."""
     not_finite: int = 0
-    failed: str = ""
-    """An exception."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -121,7 +114,7 @@ class Serving:
         self._windows = self._strange = 0
         self._hour: deque[tuple[int, int]] = deque(maxlen=60)  # windows and strange ones, of judged minutes that are over
         self._minute = (0, 0)
-        self._idle_s = 0.0
+        self._unheard = 0  # samples since the last window
         self._latencies: deque[tuple[float, int]] = deque(maxlen=600)
 
     @property
@@ -146,9 +139,7 @@ class Serving:
         return min(1.0, self.hours / self.probation.hours)
 
     def update(self, seen: Seen) -> Decision:
-        """Whatever comes first; called at least once a minute, and every time something failed."""
-        if seen.failed:
-            return Decision("roll back", f"fails: {' '.join(seen.failed.split())[:300]}")
+        """Whatever comes first; called at least once a minute."""
         if seen.not_finite:
             return Decision("roll back", f"what it says of {seen.not_finite} windows is not finite")
         self._count(seen)
@@ -175,14 +166,13 @@ class Serving:
         self._last_alarm_h = self.hours - since_h if since_h >= 0 else -math.inf
 
     def _count(self, seen: Seen) -> None:
-        strange = max(seen.strange - seen.strange_before, 0)
         self._windows += seen.windows
-        self._strange += strange
+        self._strange += seen.strange
         self._told += seen.alarms
         if seen.alarms and self.hours - self._last_alarm_h >= SWARM_H:
             self.alarms += 1
             self._last_alarm_h = self.hours
-        self._minute = self._minute[0] + seen.windows, self._minute[1] + strange
+        self._minute = self._minute[0] + seen.windows, self._minute[1] + seen.strange
         while self._minute[0] * self.before.hop_s >= 60.0:  # more than one, where somebody reports more seldom
             whole = max(1, round(60.0 / self.before.hop_s))
             part = round(self._minute[1] * min(1.0, whole / self._minute[0]))
@@ -190,11 +180,12 @@ class Serving:
             self._minute = max(self._minute[0] - whole, 0), self._minute[1] - part
         if seen.latency_s is not None and seen.windows:
             self._latencies.append((seen.latency_s, seen.windows))
-        self._idle_s = self._idle_s + seen.seconds if seen.samples and not seen.windows else 0.0
+        self._unheard = 0 if seen.windows else self._unheard + seen.samples
 
     def _idle(self) -> str:
+        idle_s = self._unheard / self.before.rate_hz  # no clock: of a slow stream nothing comes most of the time
         longest_s = max(self.probation.idle_s, 10 * self.before.window / self.before.rate_hz)
-        return f"says nothing for {self._idle_s:.0f} s of samples" if self._idle_s > longest_s else ""
+        return f"says nothing for {idle_s:.0f} s of samples" if idle_s > longest_s else ""
 
     def _absurd(self) -> str:
         overlap = max(1.0, self.before.window / self.before.hop)

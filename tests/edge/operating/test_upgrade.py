@@ -81,7 +81,7 @@ class Pump:
         self.bundle: Bundle
         self.heads = SimpleNamespace(path=None)
         self.ring = SimpleNamespace(folder=folder, flush=lambda: None)
-        self.now = Seen(seconds=0.0, samples=0, windows=0, strange=0)
+        self.now = Seen(samples=0, windows=0, strange=0)
 
     def ask(self, action: Callable[[], Any]) -> Any:
         return action()

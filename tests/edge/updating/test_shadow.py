@@ -224,7 +224,6 @@ def on_probation(bundle: Bundle, samples: Iterator[Samples]) -> tuple[Decision, 
             took_s = time.perf_counter() - began_s
             served_s += 1.0
             seen = Seen(
-                seconds=1.0,
                 samples=100,
                 windows=len(verdicts),
                 strange=int(((verdicts.p_value <= pipeline.policy.p_value) & ~verdicts.excused).sum()),
