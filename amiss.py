@@ -735,13 +735,12 @@ def publish(
     if mqtt and settings is not None:
         import dataclasses
 
-        from deploy.repository import Repository
+        from deploy.repository import Repository, locked
         from deploy.shelf import shelve
 
         if not as_json and lines:  # the folder is done, whatever the broker says
             print("\n".join(lines), flush=True)
-        repository = Repository(repo)
-        with repository.lock():
+        with locked(repo):
             shelved = shelve(Repository(repo), mqtt, settings)
         data, lines = data | {"mqtt": dataclasses.asdict(shelved)}, [shelved.line(f"amiss-models/{mqtt} on {settings.host}")]
     _print(data, lines, as_json)

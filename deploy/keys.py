@@ -60,6 +60,10 @@ def init(
     `unencrypted_online`: the keys of snapshot and timestamp are written as they are, for a computer that signs by itself.
     Raises `CannotCreateError` when there are keys or a repository already, `AccessError` without a passphrase.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateError(f"{folder}: cannot be written: {error.strerror}") from None
     with locked(folder):
         if any((folder / "metadata").glob("*")):
             raise CannotCreateError(f"{folder} holds a repository already; say another --repo, or `amiss keys rotate`")

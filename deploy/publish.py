@@ -17,10 +17,9 @@ from tuf.api.metadata import TargetFile, Targets
 
 from deploy.keyfiles import ROLES, KeyRing
 from deploy.keys import warning
-from deploy.repository import NUMBER_FIELD, Clock, Repository, Written, utc_now
+from deploy.repository import NUMBER_FIELD, Clock, Repository, locked, utc_now
 from edge.bundle import Bundle, self_tests
 from edge.errors import BundleError, DataError, NoInputError, UsageError
-from edge.files import at_once
 from edge.updating.offer import Offer, custom, from_custom
 
 METADATA_BUDGET_BYTES = 2_000
@@ -75,9 +74,8 @@ def publish(
     """
     data, offer = examine(bundle, groups, devices, note)
     offer = msgspec.structs.replace(offer, held=hold)
-    repository = Repository(folder, clock)
-    with repository.lock():
-        repository = Repository(folder, clock)  # as it is now that nobody else writes
+    with locked(folder):
+        repository = Repository(folder, clock)
         repository.refuse_expired_root()
         targets = deepcopy(repository.targets)
         _refuse_other_bytes(repository, offer)
@@ -87,7 +85,7 @@ def publish(
         offer = msgspec.structs.replace(offer, number=there.number if there and let_go else max(highest + 1, number))
         if there is not None and not again and msgspec.structs.replace(offer, number=there.number) == there and not number:
             written = repository.settle(ring, days=days, hand_over=hand_over)  # ends what was begun, too
-            result = Published(there, _learned(repository, written))
+            result = Published(there, written.total)
             result.lines = [f"{there.path} is offered already, as number {there.number}; --again offers it anew"]
             return result
         gone = [] if keep or hold else [path for path, other in offers(targets).items() if _supersedes(offer, other)]
@@ -96,12 +94,10 @@ def publish(
         targets.targets[offer.path] = _target(offer, data)
         targets.unrecognized_fields[NUMBER_FIELD] = offer.number
         file = repository.bundles / targets.targets[offer.path].get_prefixed_paths()[0]
-        if not file.exists() or file.read_bytes() != data:
-            with at_once(file) as draft:
-                draft.write_bytes(data)
-        written = repository.settle(ring, targets, days, hand_over=hand_over)
+        bundles = {} if file.exists() and file.read_bytes() == data else {file.name: data}
+        written = repository.settle(ring, targets, days, bundles=bundles, hand_over=hand_over)
         repository.prune()
-    result = Published(offer, _learned(repository, written), tuple(path for path in gone if path != offer.path))
+    result = Published(offer, written.total, tuple(path for path in gone if path != offer.path))
     audience = _audience(offer)
     result.lines = [
         f"{offer.path} is {'held for' if hold else 'offered to'} {audience} as number {offer.number} "
@@ -128,8 +124,7 @@ def withdraw(
 
     Raises `NoInputError` when it is not offered, and what `Repository.settle` raises.
     """
-    repository = Repository(folder, clock)
-    with repository.lock():
+    with locked(folder):
         repository = Repository(folder, clock)
         targets = deepcopy(repository.targets)
         path = what if what.endswith(".amiss") else f"{what}.amiss"
@@ -144,19 +139,18 @@ def withdraw(
             for file in target.get_prefixed_paths():
                 (repository.bundles / file).unlink(missing_ok=True)
         repository.prune()
-    result = Published(metadata_bytes=_learned(repository, written))
+    result = Published(metadata_bytes=written.total)
     result.lines = [f"{path} is no longer offered; devices that run it go on with it until another is offered"]
     return result
 
 
 def refresh(folder: Path, ring: KeyRing, *, days: Mapping[str, float] = {}, clock: Clock = utc_now) -> Published:
     """A new timestamp, and whatever else is due, was handed over, or has lost its signature with a key."""
-    repository = Repository(folder, clock)
-    with repository.lock():
+    with locked(folder):
         repository = Repository(folder, clock)
         written = repository.settle(ring, days=days)
         repository.prune()
-    result = Published(metadata_bytes=_learned(repository, written))
+    result = Published(metadata_bytes=written.total)
     until = f"{repository.timestamp.expires:%Y-%m-%d %H:%M} UTC"
     result.lines = [f"{folder}: renewed {', '.join(written.sizes)}; good until {until}"]
     result.lines += [f"WARNING: {role}: {text}" for role in ROLES if (text := warning(repository, role))]
@@ -297,11 +291,6 @@ def _supersedes(new: Offer, old: Offer) -> bool:
         return tuple(int(part) for part in offer.minimum_agent.split("."))
 
     return shape(new) == shape(old) and agent(new) <= agent(old) and set(old.runtimes) <= set(new.runtimes)
-
-
-def _learned(repository: Repository, written: Written) -> int:
-    """The timestamp in any case, the others when they are new."""
-    return sum(size for name, size in written.sizes.items() if not name.endswith("root.json"))
 
 
 def _sizes(repository: Repository) -> str:

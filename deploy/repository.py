@@ -65,7 +65,7 @@ class Written:
 
 
 class Repository:
-    """Opened and verified; `settle` and `put_root` change it, inside `lock`.
+    """Opened and verified; `settle` and `put_root` change it, inside `locked`.
 
     Raises `NoInputError` when there is none, `UntrustedError` when something in it is not signed as it must be.
     """
@@ -78,7 +78,7 @@ class Repository:
     def _read_again(self) -> None:
         folder = self.folder
         if not (self.metadata / "1.root.json").exists():
-            raise NoInputError(f"{folder}: no repository of models; `amiss keys init --repo {folder}` makes one")
+            raise _none(folder)
         self.roots = self._chain()
         self.timestamp: Timestamp
         self.snapshot: Snapshot
@@ -113,20 +113,20 @@ class Repository:
         """Is less than this part of its time left?"""
         return self.left(role) < timedelta(days=self.days(role)) * part
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Raises `BusyError` when somebody else is writing, `CannotCreateError` when nobody can."""
-        with locked(self.folder):
-            yield
-
     def settle(
-        self, ring: KeyRing, targets: Targets | None = None, days: Mapping[str, float] = {}, *, hand_over: bool = False
+        self,
+        ring: KeyRing,
+        targets: Targets | None = None,
+        days: Mapping[str, float] = {},
+        *,
+        bundles: Mapping[str, bytes] = {},
+        hand_over: bool = False,
     ) -> Written:
         """Sign and write what has changed, is not signed by keys in force, or expires before long; the timestamp always.
 
-        `targets`: what is offered from now on, if something else. `hand_over`: only that, for somebody else's `settle`, where
-        the keys of snapshot and timestamp are. Raises `NoInputError` or `AccessError` when a key is missing or does not open;
-        then nothing was written.
+        `targets`: what is offered from now on, if something else; `bundles`: files that it names, which are written when all is
+        signed. `hand_over`: only that, for somebody else's `settle`, where the keys of snapshot and timestamp are. Raises
+        `NoInputError` or `AccessError` when a key is missing or does not open; then nothing was written.
         """
         self.refuse_expired_root()
         written: dict[str, bytes] = {}
@@ -140,6 +140,9 @@ class Repository:
             new = self.targets
         if not hand_over:
             self._sign_online(new, written, ring, days)
+        for name, data in bundles.items():
+            with at_once(self.bundles / name) as draft:
+                draft.write_bytes(data)
         for name, data in written.items():  # in this order: the timestamp is the last
             with at_once(self.metadata / name) as draft:
                 draft.write_bytes(data)
@@ -282,10 +285,11 @@ class Repository:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Raises `BusyError` when somebody else holds it."""
+    """Nobody else writes meanwhile. Raises `BusyError` when somebody else does, `NoInputError` when there is no such folder."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("wb")
+    except FileNotFoundError:
+        raise _none(folder) from None
     except OSError as error:
         raise CannotCreateError(f"{folder}: cannot be written: {error.strerror or error}") from None
     with file:
@@ -358,6 +362,10 @@ def create(folder: Path, root: Root, ring: KeyRing, clock: Clock = utc_now) -> R
         with at_once(folder / "metadata" / name) as draft:
             draft.write_bytes(data)
     return Repository(folder, clock)
+
+
+def _none(folder: Path) -> NoInputError:
+    return NoInputError(f"{folder}: no repository of models; `amiss keys init --repo {folder}` makes one")
 
 
 def _version(name: str) -> int:

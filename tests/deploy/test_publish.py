@@ -217,7 +217,7 @@ def test_what_does_not_prove_itself_is_not_offered(shop: Shop, make: Make, tmp_p
 
 @pytest.mark.parametrize("missing", ["targets-1", "snapshot-1", "timestamp-1"])
 def test_without_a_key_nothing_is_written(shop: Shop, make: Make, missing: str) -> None:
-    bundle, before = make("1"), everything(shop.repo / "metadata")
+    bundle, before = make("1"), everything(shop.repo)
     there = [name for name in ("targets-1", "snapshot-1", "timestamp-1") if name != missing]
     with pytest.raises(NoInputError, match=f"the key {missing} is not in"):
         shop.publish(bundle, shop.ring(*there))
@@ -227,7 +227,8 @@ def test_without_a_key_nothing_is_written(shop: Shop, make: Make, missing: str) 
 
     with pytest.raises(AccessError, match=f"not the passphrase of {missing}"):
         shop.publish(bundle, KeyRing([shop.folder / "keys"], Passphrases({}, slip, lambda: True)))
-    assert everything(shop.repo / "metadata") == before
+    assert everything(shop.repo) == before
+    shop.publish(make("1", readme="made once more meanwhile"))
 
 
 def test_two_publishers_do_not_meet(shop: Shop, make: Make) -> None:
@@ -244,6 +245,9 @@ def test_a_folder_that_cannot_be_written(shop: Shop, make: Make, tmp_path: Path)
     with pytest.raises(CannotCreateError, match="cannot be written"):
         shop.publish(bundle)
     (tmp_path / "file").write_text("")
+    with pytest.raises(NoInputError, match="amiss keys init"):
+        publishing.publish(bundle, tmp_path / "none", shop.ring())
+    assert not (tmp_path / "none").exists()
     with pytest.raises(CannotCreateError, match="cannot be written"):
         keys.init(tmp_path / "file", tmp_path / "other", shop.passphrases)
 
@@ -267,7 +271,6 @@ def cut_after(writes: int) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repository, "at_once", at_once)
-        patch.setattr(publishing, "at_once", at_once)
         yield done
 
 
