@@ -148,7 +148,7 @@ def sign(draft: Path, ring: KeyRing, folder: Path | None = None, clock: Clock = 
     """Add the signatures of the root keys at hand to a draft; with `folder`, and once they suffice, put it in force there.
 
     Raises `NoInputError` without a draft or a key for it, `GateError` while signatures are missing, `UntrustedError` for a
-    draft that does not belong to the repository.
+    draft that does not belong to the repository, or that begins from a root which nobody has signed.
     """
     previous, root = _read_draft(draft)
     able = {keyid: signed.get_key(keyid) for signed in (previous.signed, root.signed) for keyid in signed.roles["root"].keyids}
@@ -311,22 +311,22 @@ def _missing(previous: Root, root: Metadata[Root]) -> str:
 
 
 def _differences(old: Root, new: Root) -> list[str]:
-    """What somebody signs who signs `new`."""
+    """What somebody signs who signs `new`: all of it. `old` came with the draft, and whoever made that up may have put his keys
+    into it already."""
 
-    def held(root: Root) -> dict[tuple[str, str], Key]:
-        return {(role, keyid): root.keys[keyid] for role in ROLES for keyid in root.roles[role].keyids}
+    def held(root: Root, role: str) -> dict[str, Key]:
+        return {keyid: root.keys[keyid] for keyid in root.roles[role].keyids}
 
-    before, after = held(old), held(new)
-    return [
-        f"root {new.version}, until {new.expires:%Y-%m-%d}",
-        *(f"  goes   {at[0]}: {name_of(key)}  {at[1]}" for at, key in before.items() if at not in after),
-        *(f"  comes  {at[0]}: {name_of(key)}  {at[1]}" for at, key in after.items() if at not in before),
-        *(
-            f"  {role}: {old.roles[role].threshold} → {new.roles[role].threshold} signatures"
-            for role in ROLES
-            if old.roles[role].threshold != new.roles[role].threshold
-        ),
-    ]
+    lines = [f"root {new.version}, until {new.expires:%Y-%m-%d}"]
+    for role in ROLES:
+        before, after = held(old, role), held(new, role)
+        wanted, was = new.roles[role].threshold, old.roles[role].threshold
+        lines.append(
+            f"  {role}: {wanted} of {len(after)} keys sign" + (f"; so far {was} of {len(before)}" if was != wanted else "")
+        )
+        lines += [f"    {'stays' if keyid in before else 'comes'}  {name_of(key)}  {keyid}" for keyid, key in after.items()]
+        lines += [f"    goes   {name_of(key)}  {keyid}" for keyid, key in before.items() if keyid not in after]
+    return lines
 
 
 def _write_draft(path: Path, previous: Metadata[Root], root: Metadata[Root]) -> None:
@@ -344,6 +344,10 @@ def _read_draft(path: Path) -> tuple[Metadata[Root], Metadata[Root]]:
         raise NoInputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (msgspec.MsgspecError, KeyError, UntrustedError):
         raise DataError(f"{path}: no draft of a root, or damaged; take it from the repository again") from None
+    if not complete(None, previous):
+        raise UntrustedError(
+            f"{path}: the root that it begins from is not signed as it must be; take it from the repository again"
+        )
     if root.signed.version != previous.signed.version + 1:
         raise DataError(f"{path}: root {root.signed.version} does not follow {previous.signed.version}; begin the change anew")
     return previous, root

@@ -1,6 +1,7 @@
 """Keys: made, kept, replaced, revoked; what a real TUF client makes of it."""
 
 import json
+import re
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -239,8 +240,20 @@ def test_three_places_sign_one_after_the_other(yard: Yard) -> None:
     with pytest.raises(NoInputError, match=r"no root key in .*laptop that has not signed yet; 1 more"):
         keys.sign(draft, yard.ring("laptop"))
     change = keys.sign(draft, yard.ring("stick-2"))
-    shown = [" ".join(line.split()[:3]) for line in change.lines if line.startswith("  ")]
-    assert shown == ["goes root: root-1", "goes targets: targets-1", "comes root: root-4", "comes targets: targets-2"]
+    assert [re.sub(r"  \w{64}$", "", line) for line in change.lines[1:-1]] == [
+        "  root: 2 of 3 keys sign",
+        "    stays  root-2",
+        "    stays  root-3",
+        "    comes  root-4",
+        "    goes   root-1",
+        "  targets: 1 of 1 keys sign",
+        "    comes  targets-2",
+        "    goes   targets-1",
+        "  snapshot: 1 of 1 keys sign",
+        "    stays  snapshot-1",
+        "  timestamp: 1 of 1 keys sign",
+        "    stays  timestamp-1",
+    ]
     assert Repository(yard.repo).root.version == 1, "a complete draft is not in force by itself"
     keys.sign(draft, yard.ring("laptop", "server"), yard.repo)
     assert Repository(yard.repo).root.version == 2
@@ -263,6 +276,28 @@ def test_a_draft_must_fit(yard: Yard) -> None:
     yard.rotate(at=("stick-1", "stick-2"))
     with pytest.raises(UntrustedError, match="begun from another root"):
         keys.sign(old, yard.ring("stick-2"), yard.repo)
+
+
+def test_who_makes_up_the_root_before_hides_none_of_his_keys(yard: Yard) -> None:
+    with pytest.raises(GateError):
+        yard.rotate(at=("stick-1",))
+    draft = yard.repo / keys.DRAFT
+    good = json.loads(draft.read_bytes())
+    thief = NewKey.make("root-4", passphrases())
+    before, after = (Metadata.from_dict(json.loads(json.dumps(good[part]))) for part in ("previous", "next"))
+    for root in (before, after):
+        root.signed.add_key(thief.signer.public_key, "root")
+        root.signed.roles["root"].threshold = 1
+        root.signatures.clear()
+    draft.write_text(json.dumps({"previous": before.to_dict(), "next": after.to_dict()}))
+    with pytest.raises(UntrustedError, match="not signed as it must be"):
+        keys.sign(draft, yard.ring("stick-2"))
+    for root in (before, after):  # by himself it is
+        root.sign(thief.signer)
+    draft.write_text(json.dumps({"previous": before.to_dict(), "next": after.to_dict()}))
+    change = keys.sign(draft, yard.ring("stick-2"))
+    assert change.lines[1] == "  root: 1 of 4 keys sign"
+    assert any(line.startswith("    stays  root-4") for line in change.lines)
 
 
 def test_a_signature_by_another_key_counts_for_nothing(yard: Yard) -> None:
