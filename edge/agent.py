@@ -201,7 +201,7 @@ class Agent:
                 self.streams,
                 alarm=lambda: self._alarm(self.settings),
                 adopted=lambda bundle: self.later(partial(self._adopted, bundle)),
-                clock=self._clock,
+                monotonic=monotonic,
             )
             self._updates = Updates(
                 self.models,

@@ -6,6 +6,8 @@ the stream's own recording while the candidate was tried goes with it.
 
 import contextlib
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,6 @@ from edge.config import AlarmConfig, DeviceConfig
 from edge.errors import AmissError, BundleError
 from edge.files import at_once
 from edge.head import Head
-from edge.operating.clock import HostClock
 from edge.operating.stream import Stream
 from edge.scoring.backends import RUNTIMES, installed
 from edge.updating import updater
@@ -32,6 +33,8 @@ from edge.updating.workflow import Outcome
 
 log = logging.getLogger("amiss")
 
+SURVIVED_S = 3600.0
+"""Of service, after which the starts before are not the model's doing: power fails, too, and a probation takes days."""
 KEPT_EVERY_S = 600.0
 """What a probation has shown is written down so often; a start of the agent costs it no more than that."""
 
@@ -81,16 +84,17 @@ class Upgrade:
         *,
         alarm: Callable[[], AlarmConfig],
         adopted: Callable[[Bundle], None],
-        clock: HostClock,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._models, self._streams = config, models, streams
-        self._alarm, self._adopted, self._clock = alarm, adopted, clock
+        self._alarm, self._adopted, self._monotonic = alarm, adopted, monotonic
+        self._started_s = monotonic()
         self._bundle, self._path = bundle, models.serve().path
         self._fitted: dict[str, Head] = {}  # by stream, for the candidate that was tried last
         self._before: dict[str, Before] = {}  # by stream, what that showed
         self._watched: dict[str, tuple[Watch, Seen]] = {}  # by stream, on probation
         self._file = models.folder / "probation.json"
-        self._kept_s = -1e18
+        self._kept_s = -math.inf
         self.stopping = False
 
     def check(self, asked: int | None) -> Checked:
@@ -218,8 +222,8 @@ class Upgrade:
 
     def _keep(self) -> None:
         """A start of the agent is not a new chance; a disk that takes nothing makes it one."""
-        now_s = self._clock.now_ns() / 1e9
-        if abs(now_s - self._kept_s) < KEPT_EVERY_S:
+        now_s = self._monotonic()
+        if now_s - self._kept_s < KEPT_EVERY_S:
             return
         self._kept_s = now_s
         kept = _Kept(
@@ -230,6 +234,8 @@ class Upgrade:
         try:
             with at_once(self._file) as draft:
                 draft.write_bytes(msgspec.json.encode(kept))
+            if now_s - self._started_s >= SURVIVED_S:
+                self._models.count_anew()
         except AmissError as error:
             log.warning("%s", error)
 

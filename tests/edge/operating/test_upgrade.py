@@ -1,7 +1,7 @@
 """Which model an agent starts with, and what a trial and a probation are told of real streams. Real store, real bundles."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,6 @@ from edge.bundle import Bundle
 from edge.config import DeviceConfig, MqttConfig, StreamConfig, UpdateConfig
 from edge.errors import BundleError, NoInputError
 from edge.operating import upgrade
-from edge.operating.clock import HostClock
 from edge.operating.upgrade import Upgrade, open_serving
 from edge.scoring import backends
 from edge.updating.probation import Seen
@@ -90,7 +89,7 @@ class Pump:
         return self.now
 
 
-def device(models: Models, *names: str) -> tuple[Upgrade, dict[str, Pump]]:
+def device(models: Models, *names: str, now_s: Sequence[float] = (0.0,)) -> tuple[Upgrade, dict[str, Pump]]:
     config = DeviceConfig(
         node="n",
         bundle=str(models.factory),
@@ -107,7 +106,7 @@ def device(models: Models, *names: str) -> tuple[Upgrade, dict[str, Pump]]:
         pumps,  # type: ignore[arg-type]
         alarm=lambda: config.alarm,
         adopted=lambda bundle: None,
-        clock=HostClock(boot="b"),
+        monotonic=lambda: now_s[0],
     )
     return made, pumps
 
@@ -169,9 +168,10 @@ def hours(pump: Pump, count: int, **more: int) -> None:
     pump.now = msgspec.structs.replace(pump.now, windows=windows, samples=4 * windows, **more)
 
 
-def on_probation(models: Models, *names: str) -> tuple[Upgrade, dict[str, Pump]]:
-    put(models, 1)
-    made, pumps = device(models, *names)
+def on_probation(models: Models, *names: str, now_s: Sequence[float] = (0.0,)) -> tuple[Upgrade, dict[str, Pump]]:
+    if not models.trying:
+        put(models, 1)
+    made, pumps = device(models, *names, now_s=now_s)
     made._bundle = Bundle.open(models.serve().path)
     assert made.verdict() == ("go on", "")
     return made, pumps
@@ -186,3 +186,19 @@ def test_a_sensor_that_is_silent_does_not_keep_a_model_on_probation(models: Mode
     hours(pumps["b"], 30)
     verdict, reason = made.verdict()
     assert (verdict, reason) == ("commit", "a: 30 h served, 0 alarms; b: 33 h served, 0 alarms")
+
+
+@pytest.mark.parametrize(("hours", "runs"), [(0.9, 0), (1.1, 1)])
+def test_power_that_fails_now_and_then_on_probation_does_not_take_the_model_back(
+    models: Models, hours: float, runs: int
+) -> None:
+    put(models, 1)
+    for _ in range(6):
+        models.start()
+        now_s = [0.0]
+        if not models.trying:
+            break
+        made, _ = on_probation(models, "a", now_s=now_s)
+        now_s[0] = 3600 * hours
+        made.verdict()
+    assert models.serve().number == runs
