@@ -14,7 +14,8 @@ Signatures, versions and hashes of metadata are TUF's to judge, before any of th
     of older metadata, however well signed, brings an older model; not even with TUF's own memory wiped;
 10. its digest has not been found bad here: such a model is never tried again;
 11. of what is left the highest number is taken; of equal numbers the smallest digest, so that devices agree;
-12. the model that was committed last and whose file is lost may be fetched again, though it is not above the floor.
+12. the model that was committed last is not taken again under a higher number (`amiss publish --again`), unless its file is
+    lost: then it may be fetched again, though it is not above the floor.
 
 And of time:
 
@@ -74,12 +75,13 @@ def choose(
     bad: Collection[str],
     *,
     max_bytes: int | None = None,
+    active: str | None = None,
     lost: str | None = None,
 ) -> Offer | None:
-    """Rules 9 to 12 on those that fit. `lost`: digest of the model of rule 12. None: there is nothing to take."""
+    """Rules 9 to 12 on those that fit. `active`, `lost`: digest of the model of rule 12. None: there is nothing to take."""
     best: Offer | None = None
     for offer in offers:
-        if offer.digest in bad or (offer.number <= floor and offer.digest != lost):
+        if offer.digest in bad or (offer.digest != lost and (offer.number <= floor or offer.digest == active)):
             continue
         try:
             fits(offer, msgspec.structs.replace(facts, asked=offer.number) if offer.digest == lost else facts, max_bytes)

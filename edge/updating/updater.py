@@ -69,7 +69,8 @@ def check(config: DeviceConfig, facts: Facts, models: Models, *, now_s: float | 
                 rules.fits(offer, facts, update.max_bytes)
             except UnfitError as error:
                 unfit.append((offer, str(error)))
-    chosen = rules.choose(reply.offers, facts, floor, bad, max_bytes=update.max_bytes, lost=lost)
+    active = None if models.active is None else models.active.digest
+    chosen = rules.choose(reply.offers, facts, floor, bad, max_bytes=update.max_bytes, active=active, lost=lost)
     return Checked("ok", "", reply.offers, chosen, tuple(unfit), reply.skipped)
 
 

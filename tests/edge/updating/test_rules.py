@@ -97,6 +97,14 @@ def test_only_the_very_model_that_was_lost_comes_back_from_the_floor() -> None:
     assert choose([lost], facts(), 5, (lost.digest,), lost=lost.digest) is None, "not when it is bad"
 
 
+def test_what_runs_is_not_taken_again_under_another_number() -> None:
+    runs, again, newer = (offer(number=n, digest=digest) for n, digest in ((5, "aa" * 32), (7, "aa" * 32), (6, "bb" * 32)))
+    assert choose([again], facts(), 5, (), active=runs.digest) is None
+    assert choose([again, newer], facts(), 5, (), active=runs.digest) == newer
+    assert choose([again], facts(), 5, (), active=runs.digest, lost=runs.digest) == again
+    assert choose([again], facts(), 6, (), active=newer.digest) == again, "a device that has left it comes back"
+
+
 def test_a_clock_that_is_set_back_revives_nothing() -> None:
     floor = time_floor(0.0, 100 * DAY_S, offline_s=50 * DAY_S, online_s=100 * DAY_S)
     assert reference_time(now_s=0.0, floor_s=floor) == 100 * DAY_S

@@ -326,6 +326,10 @@ def test_a_lost_model_is_fetched_again(tuf: Tuf, models: Models, tmp_path: Path)
     tuf.write(tmp_path / "stick")
     settings = config(tuf, tmp_path, str(tmp_path / "stick"))
     install(models, settings)
+    tuf.offer(2, MODEL)  # once more
+    tuf.publish()
+    tuf.write(tmp_path / "stick")
+    assert updater.check(settings, FACTS, models).chosen is None, "it runs"
     models.path(make_offer(1, MODEL).digest).unlink()
     assert models.serve().role == "factory"
     chosen = updater.check(settings, FACTS, models).chosen
