@@ -62,7 +62,7 @@ from edge.operating.stream import Stream
 from edge.operating.upgrade import Upgrade, open_serving
 from edge.operating.view import EPISODES, History, Situation
 from edge.sensing.sources import ReplaySource, Source, collect_s, port_source
-from edge.updating.store import Models
+from edge.updating.store import Models, Serving
 from edge.updating.workflow import Progress, Updates
 
 if TYPE_CHECKING:
@@ -120,8 +120,12 @@ class Agent:
         self.models: Models | None = None
         if config.update is not None and replay is None:
             self.models = Models(self._place / "models", Path(config.bundle))
-        self.bundle = Bundle.open(Path(config.bundle)) if self.models is None else open_serving(self.models)
-        proof = self.bundle.self_test()
+        serving: Serving | None = None
+        if self.models is not None:
+            self.bundle, serving, proof = open_serving(self.models)
+        else:
+            self.bundle = Bundle.open(Path(config.bundle))
+            proof = self.bundle.self_test()
         log.info("model %s verified: golden scores within %.1g", self.bundle.digest[:16], proof.worst)
         self.settings = kept.load(self._place)
         alarm = self._promised()
@@ -193,11 +197,12 @@ class Agent:
             self._metrics = http.Server("metrics", listen.host, listen.port, routes, names={self.node, f"{self.node}.local"})
         self._home = self._home_assistant()
         self._updates: Updates | None = None
-        if self.models is not None and config.update is not None:
+        if self.models is not None and serving is not None and config.update is not None:
             self._upgrade = Upgrade(
                 config,
                 self.models,
                 self.bundle,
+                serving.path,
                 self.streams,
                 alarm=lambda: self._alarm(self.settings),
                 adopted=lambda bundle: self.later(partial(self._adopted, bundle)),
@@ -205,6 +210,7 @@ class Agent:
             )
             self._updates = Updates(
                 self.models,
+                serving,
                 self._upgrade,
                 self._tell_progress,
                 poll_every_s=config.update.poll_every_s,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge.bundle import AGENT_VERSION, SCHEMA, Bundle, unpack_arrays
+from edge.bundle import AGENT_VERSION, SCHEMA, Bundle, SelfTest, unpack_arrays
 from edge.config import AlarmConfig, DeviceConfig
 from edge.errors import AmissError, BundleError
 from edge.files import at_once
@@ -39,7 +39,7 @@ KEPT_EVERY_S = 600.0
 """What a probation has shown is written down so often; a start of the agent costs it no more than that."""
 
 
-def open_serving(models: Models) -> Bundle:
+def open_serving(models: Models) -> tuple[Bundle, Serving, SelfTest]:
     """The model to start with: one that is on trial or active, unless it does not open; in the end that of the configuration.
 
     What does not open is bad once another one does: where none does, say without a runtime, that is no fault of theirs. Raises
@@ -48,7 +48,7 @@ def open_serving(models: Models) -> Bundle:
     serving = models.start()
     broken: dict[str, str] = {}
     try:
-        while (bundle := _started(serving, broken)) is None:
+        while (started := _started(serving, broken)) is None:
             serving = models.serve(but=broken)
     except AmissError:
         with contextlib.suppress(AmissError):
@@ -56,14 +56,13 @@ def open_serving(models: Models) -> Bundle:
         raise
     for digest, reason in broken.items():
         models.mark_bad(digest, reason)
-    return bundle
+    return started[0], serving, started[1]
 
 
-def _started(serving: Serving, broken: dict[str, str]) -> Bundle | None:
+def _started(serving: Serving, broken: dict[str, str]) -> tuple[Bundle, SelfTest] | None:
     try:
         bundle = Bundle.open(serving.path)
-        bundle.self_test()
-        return bundle
+        return bundle, bundle.self_test()
     except BundleError as error:
         if serving.role == "factory":
             raise
@@ -73,13 +72,15 @@ def _started(serving: Serving, broken: dict[str, str]) -> Bundle | None:
 
 
 class Upgrade:
-    """`adopted` is told of every model that runs from now on; `alarm` gives the settings that hold now."""
+    """`bundle`, of the file at `path`, runs. `adopted` is told of every model that does from now on; `alarm` gives the settings
+    that hold now."""
 
     def __init__(
         self,
         config: DeviceConfig,
         models: Models,
         bundle: Bundle,
+        path: Path,
         streams: Mapping[str, Stream],
         *,
         alarm: Callable[[], AlarmConfig],
@@ -89,7 +90,7 @@ class Upgrade:
         self._config, self._models, self._streams = config, models, streams
         self._alarm, self._adopted, self._monotonic = alarm, adopted, monotonic
         self._started_s = monotonic()
-        self._bundle, self._path = bundle, models.serve().path
+        self._bundle, self._path = bundle, path
         self._fitted: dict[str, Head] = {}  # by stream, for the candidate that was tried last
         self._before: dict[str, Before] = {}  # by stream, what that showed
         self._watched: dict[str, tuple[Watch, Seen]] = {}  # by stream, on probation

@@ -90,11 +90,12 @@ class Device(Protocol):
 
 
 class Updates:
-    """`tell` is given every change. `clock` is monotonic seconds. Of its thread `check` raises what has ended it."""
+    """`serving` runs. `tell` is given every change. `clock` is monotonic seconds. What has ended its thread `check` raises."""
 
     def __init__(
         self,
         models: Models,
+        serving: Serving,
         device: Device,
         tell: Callable[[Progress], None],
         *,
@@ -113,7 +114,7 @@ class Updates:
         self._halted: str | None = None  # why a switch did not come to its end
         self._thread = threading.Thread(target=self._run, name="updates", daemon=True)
         self._failure: BaseException | None = None
-        self._serving = models.serve()
+        self._serving = serving
         self._offer: Offer | None = None
         self._asked: int | None = None
         self._reason = ""

@@ -136,3 +136,13 @@ def test_many_jobs_leave_time_for_the_watchdog(tmp_path: Path) -> None:
         started.later(slow)
         started._work(1.0)
         assert len(done) == 1
+
+
+def test_a_start_proves_its_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proven: list[str] = []
+    real = Bundle.self_test
+    monkeypatch.setattr(Bundle, "self_test", lambda bundle: proven.append(bundle.digest) or real(bundle))
+    with agent(tmp_path, update={"repository": "/media/usb"}) as started:
+        assert proven == [started.bundle.digest]
+        assert started._updates is not None
+        assert started._updates.progress.digest == started.bundle.digest

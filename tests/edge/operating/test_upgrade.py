@@ -49,7 +49,8 @@ def test_a_model_that_does_not_open_is_bad_and_the_one_before_runs(models: Model
     good = put(models, 1)
     models.commit()
     bad = put(models, 2, BAD["wrong golden outputs"].build())
-    assert open_serving(models).digest == good
+    bundle, serving, _ = open_serving(models)
+    assert (bundle.digest, serving.digest) == (good, good)
     assert list(models.bad) == [bad]
 
 
@@ -66,7 +67,7 @@ def test_where_no_model_opens_none_is_to_blame(models: Models, monkeypatch: pyte
         with pytest.raises(NoInputError):
             open_serving(models)
     assert models.bad == {}
-    assert open_serving(models).digest == second
+    assert open_serving(models)[0].digest == second
     assert (models.active and models.active.digest, models.tries) == (first, 1)
 
 
@@ -102,7 +103,8 @@ def device(models: Models, *names: str, now_s: Sequence[float] = (0.0,)) -> tupl
     made = Upgrade(
         config,
         models,
-        Bundle.open(models.factory),
+        Bundle.open(path := models.serve().path),
+        path,
         pumps,  # type: ignore[arg-type]
         alarm=lambda: config.alarm,
         adopted=lambda bundle: None,
@@ -172,7 +174,6 @@ def on_probation(models: Models, *names: str, now_s: Sequence[float] = (0.0,)) -
     if not models.trying:
         put(models, 1)
     made, pumps = device(models, *names, now_s=now_s)
-    made._bundle = Bundle.open(models.serve().path)
     assert made.verdict() == ("go on", "")
     return made, pumps
 

@@ -59,9 +59,15 @@ class Pump:
     def open(self) -> None:
         """As an agent that starts does."""
         self.models = Models(self._folder / "models", factory=self._folder / "factory.amiss")
-        self.models.start()
         self.updates = Updates(
-            self.models, self, self.told.append, poll_every_s=60.0, clock=lambda: self.now_s, look_s=0.0, first_s=0.0
+            self.models,
+            self.models.start(),
+            self,
+            self.told.append,
+            poll_every_s=60.0,
+            clock=lambda: self.now_s,
+            look_s=0.0,
+            first_s=0.0,
         )
 
     def again(self) -> None:
