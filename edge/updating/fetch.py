@@ -462,7 +462,7 @@ class _Http:
             )
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise _broken(f"{url}: {_cause(error)}") from None
-        if response.status == 416:  # shorter than what we have: begin anew
+        if response.status == 416 and at:  # shorter than what we have: begin anew
             response.close()
             return self.resume(url, 0)
         begun = 0

@@ -264,6 +264,14 @@ def test_redirections_end(tuf: Tuf, models: Models, tmp_path: Path) -> None:
         assert (found.state, len(server.asked)) == ("away", 4)
 
 
+def test_a_server_that_finds_every_range_wrong_is_asked_no_second_time(tuf: Tuf, models: Models, tmp_path: Path) -> None:
+    with serving(tuf.files) as server:
+        server.odd["timestamp"] = lambda request: request.send_error(416)
+        found = updater.check(config(tuf, tmp_path, server.url), FACTS, models)
+        assert found.state == "away"
+        assert len([path for path in server.asked if "timestamp" in path]) == 1
+
+
 def test_trouble_by_its_name(tuf: Tuf, models: Models, tmp_path: Path) -> None:
     offer = make_offer(1, MODEL)
     settings = config(tuf, tmp_path, str(tmp_path / "stick"))
