@@ -8,6 +8,7 @@ import contextlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ log = logging.getLogger("amiss")
 
 SURVIVED_S = 3600.0
 """Of service, after which the starts before are not the model's doing: power fails, too, and a probation takes days."""
+MOST_ENDED = 3
+"""Trials of a model that are killed from outside, or say what makes no sense: once is chance, thrice is the model."""
 KEPT_EVERY_S = 600.0
 """What a probation has shown is written down so often; a start of the agent costs it no more than that."""
 
@@ -92,6 +95,7 @@ class Upgrade:
         self._started_s = monotonic()
         self._bundle, self._path = bundle, path
         self._fitted: dict[str, Head] = {}  # by stream, for the candidate that was tried last
+        self._ended: Counter[str] = Counter()  # by digest: trials that came to no end of their own
         self._before: dict[str, Before] = {}  # by stream, what that showed
         self._watched: dict[str, tuple[Watch, Seen]] = {}  # by stream, on probation
         self._file = models.folder / "probation.json"
@@ -148,12 +152,18 @@ class Upgrade:
         )
         log.info("%s: candidate %s: %s", name, candidate.stem[:16], result.sentence())
         if result.verdict != "accepted":
-            return result.verdict, "; ".join(result.reasons) or result.sentence()
+            reason = "; ".join(result.reasons) or result.sentence()
+            return self._no_end(candidate, reason) if result.killed else (result.verdict, reason)
         try:
             self._learn(name, result, out)
         except (OSError, AmissError, KeyError, TypeError, ValueError) as error:
-            return "unknown", f"what its trial has answered makes no sense: {error}"
+            return self._no_end(candidate, f"what its trial has answered makes no sense: {error}")
         return "accepted", ""
+
+    def _no_end(self, candidate: Path, reason: str) -> tuple[Outcome, str]:
+        self._ended[candidate.stem] += 1
+        count = self._ended[candidate.stem]
+        return ("unknown", reason) if count < MOST_ENDED else ("refused", f"{reason}; {count} times")
 
     def _learn(self, name: str, result: Result, out: Path) -> None:
         """What a process has said that may have run anything: only what is checked here is believed of it."""

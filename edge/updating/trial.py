@@ -8,7 +8,7 @@ deadline, and without what the agent's environment holds. The parent reads a bou
     live ─▶ open ─▶ self-test ─▶ fit ─▶ shadow ─▶ refit ─▶ shadow again
 
 What ends the child once it has turned to the candidate is the candidate's doing, `refused`. What ends it before, or from
-outside, is not: `unknown`, to be tried again.
+outside, is not: `unknown`, to be tried again. What is killed again and again, for its memory most likely, the agent gives up.
 """
 
 import contextlib
@@ -101,6 +101,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     serves: Literal["", "own", "refitted"] = ""
     """The head to switch with, when it is accepted; `refitted` is in `Order.head_out`."""
     note: str = ""
+    killed: bool = False
+    """From outside, once it had turned to the candidate."""
     peak_bytes: int = 0
     """Of the child, in memory."""
     seconds: float = 0.0
@@ -158,14 +160,16 @@ def try_out(
     verdict: Verdict = "unknown" if stage in _OURS else "refused"
     if ended == "stopping" or (ended == "late" and cpu_s < BUSY * min(order.deadline_s, order.cpu_s)):
         verdict = "unknown"
-    elif not ended and child.returncode == -signal.SIGKILL and cpu_s < order.cpu_s:
+    killed = verdict == "refused" and not ended and child.returncode == -signal.SIGKILL and cpu_s < order.cpu_s
+    if killed:
         verdict = "unknown"  # somebody else, or a kernel without memory
     reason = {
         "late": f"not done after {order.deadline_s:g} s",
         "stopping": "given up because the agent ends",
         "": _death(child.returncode),
     }.get(ended, ended)
-    return Result(verdict=verdict, stage=stage, reasons=(reason,), peak_bytes=usage.ru_maxrss * 1024, seconds=seconds)
+    peak_bytes = usage.ru_maxrss * 1024
+    return Result(verdict=verdict, stage=stage, reasons=(reason,), killed=killed, peak_bytes=peak_bytes, seconds=seconds)
 
 
 def _listen(

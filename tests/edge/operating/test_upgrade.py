@@ -155,6 +155,24 @@ def test_of_what_a_trial_answers_nothing_is_believed_that_makes_no_sense(
     assert not list(models.incoming.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("answer", "last"),
+    [
+        (Result(verdict="unknown", stage="shadow", reasons=("killed from outside",), killed=True), "refused"),
+        (msgspec.structs.replace(ACCEPTED, made=None), "refused"),
+        (Result(verdict="unknown", stage="shadow", reasons=("3 more min",)), "unknown"),
+    ],
+)
+def test_what_is_killed_in_every_trial_is_not_tried_for_ever(
+    models: Models, monkeypatch: pytest.MonkeyPatch, answer: Result, last: str
+) -> None:
+    monkeypatch.setattr(upgrade, "try_out", lambda order, **more: answer)
+    made, _ = device(models, "s")
+    outcomes = [made.trial(models.factory)[0] for _ in range(3)]
+    assert outcomes == ["unknown", "unknown", last]
+    assert made.trial(models.factory.with_name("another.amiss"))[0] == "unknown"
+
+
 def test_what_the_agent_divides_by_is_bounded() -> None:
     for wrong in ({"hop": 0}, {"window": 1 << 80}, {"rate_hz": 0.0}):
         with pytest.raises(msgspec.ValidationError):

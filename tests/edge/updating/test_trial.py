@@ -196,6 +196,7 @@ def played(tmp_path: Path, code: str, *, deadline_s: float = 20.0, stopping: boo
         ("at('open'); os.kill(os.getpid(), signal.SIGSEGV)", "refused", "SIGSEGV"),
         ("at('live'); os.kill(os.getpid(), signal.SIGSEGV)", "unknown", "SIGSEGV"),
         ("at('shadow'); os.kill(os.getpid(), signal.SIGKILL)", "unknown", "killed from outside"),
+        ("at('live'); os.kill(os.getpid(), signal.SIGKILL)", "unknown", "killed from outside"),
         ("at('open'); sys.exit(3)", "refused", "exit code 3"),
         ("at('open'); print('hello')", "refused", "something else"),
         ("at('open'); os.write(1, b'{\"verdict\": \"\\xff\"}')", "refused", "something else"),
@@ -211,6 +212,7 @@ def played(tmp_path: Path, code: str, *, deadline_s: float = 20.0, stopping: boo
 def test_a_child_that_dies_or_says_something_else(tmp_path: Path, code: str, verdict: str, says: str) -> None:
     result = played(tmp_path, code)
     assert (result.verdict, says in result.reasons[0]) == (verdict, True), result.sentence()
+    assert result.killed == ("SIGKILL" in code and "live" not in code)
 
 
 def test_the_deadline_holds_and_whose_fault_it_was_is_seen_by_what_it_computed(tmp_path: Path) -> None:
