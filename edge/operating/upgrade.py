@@ -114,10 +114,10 @@ class Upgrade:
             runtimes=tuple(name for name in RUNTIMES if installed(name)),
             asked=asked,
         )
-        return updater.check(self._config, facts, self._models)
+        return updater.check(self._config, facts, self._models, stopping=lambda: self.stopping)
 
     def fetch(self, offer: Offer) -> Path:
-        return updater.fetch(self._config, offer, self._models)
+        return updater.fetch(self._config, offer, self._models, stopping=lambda: self.stopping)
 
     def trial(self, candidate: Path) -> tuple[Outcome, str]:
         """Each stream's own hours have to speak for it."""

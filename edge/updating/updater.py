@@ -1,15 +1,18 @@
 """Ask the repository, from the agent's side: a child process does it (`edge.updating.fetch`), and all that is believed of it is
 one line of JSON. Loads nothing of TUF.
 
-Both calls block, up to the configured deadline and 5 s more; call them from a thread that has nothing else to do.
+Both calls block, up to the configured deadline and 5 s more, or until `stopping` says so; call them from a thread that has
+nothing else to do.
 """
 
+import contextlib
 import logging
 import os
 import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +29,7 @@ from edge.updating.store import Models
 
 log = logging.getLogger(__name__)
 
+POLL_S = 0.2
 GRACE_S = 5.0
 """Beyond its own deadline: a child that starts on a busy board, or that hangs in a call which no alarm ends."""
 
@@ -47,13 +51,24 @@ class Checked:
     """Targets of the repository that are no offers, and why."""
 
 
-def check(config: DeviceConfig, facts: Facts, models: Models, *, now_s: float | None = None) -> Checked:
+def _never() -> bool:
+    return False
+
+
+def check(
+    config: DeviceConfig,
+    facts: Facts,
+    models: Models,
+    *,
+    now_s: float | None = None,
+    stopping: Callable[[], bool] = _never,
+) -> Checked:
     """Which model is there for this device? Notes the newest signed time in `models`.
 
     `now_s`: instead of the clock, epoch seconds. Raises `StorageError` of `models` and nothing else.
     """
     update = _section(config)
-    reply = _run(_request(config, update, models, now_s=now_s))
+    reply = _run(_request(config, update, models, now_s=now_s), stopping)
     if reply.state != "ok":
         return Checked(reply.state, reply.reason)
     now = time.time() if now_s is None else now_s
@@ -74,7 +89,14 @@ def check(config: DeviceConfig, facts: Facts, models: Models, *, now_s: float | 
     return Checked("ok", "", reply.offers, chosen, tuple(unfit), reply.skipped)
 
 
-def fetch(config: DeviceConfig, offer: Offer, models: Models, *, now_s: float | None = None) -> Path:
+def fetch(
+    config: DeviceConfig,
+    offer: Offer,
+    models: Models,
+    *,
+    now_s: float | None = None,
+    stopping: Callable[[], bool] = _never,
+) -> Path:
     """Download what was offered into the store; returns its file there. What is cut goes on from there the next time.
 
     Raises `RepositoryAwayError` (try again), `UntrustedError`, `ConfigError` or `StorageError`.
@@ -91,7 +113,7 @@ def fetch(config: DeviceConfig, offer: Offer, models: Models, *, now_s: float | 
     request = msgspec.structs.replace(
         _request(config, update, models, now_s=now_s), take=offer.path, digest=offer.digest, into=str(into)
     )
-    reply = _run(request)
+    reply = _run(request, stopping)
     if reply.state != "ok":
         where = f"{update.repository}: {reply.reason}"
         match reply.state:
@@ -129,7 +151,7 @@ def _request(config: DeviceConfig, update: UpdateConfig, models: Models, *, now_
     )
 
 
-def _run(request: Request) -> Reply:
+def _run(request: Request, stopping: Callable[[], bool]) -> Reply:
     """One child, from start to end. Never raises for what the child does."""
     # Not the agent's secrets: a password that it needs is in the request. Nor modules from wherever the agent was started.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AMISS_", "PYTHON"))}
@@ -148,9 +170,11 @@ def _run(request: Request) -> Reply:
         return Reply(state="away", reason=f"no process can be started to ask it: {error.strerror}")
     with child:
         try:
-            out, complaint = _talk(child, msgspec.json.encode(request), until_s)
+            out, complaint = _talk(child, msgspec.json.encode(request), until_s, stopping)
         finally:
             child.kill()
+    if out is None and stopping():
+        return Reply(state="away", reason="given up because the agent ends")
     if out is None:
         return Reply(state="away", reason=f"took longer than {request.deadline_s:g} s")
     try:
@@ -163,8 +187,10 @@ def _run(request: Request) -> Reply:
         return Reply(state="untrusted", reason=f"reading the repository ended with an accident: {why}")
 
 
-def _talk(child: "subprocess.Popen[bytes]", question: bytes, until_s: float) -> tuple[bytes | None, bytes]:
-    """What it said on standard output (None: it did not come to an end in time) and on standard error; bounded."""
+def _talk(
+    child: "subprocess.Popen[bytes]", question: bytes, until_s: float, stopping: Callable[[], bool]
+) -> tuple[bytes | None, bytes]:
+    """What it said on standard output (None: it came to no end in time, or the agent ends) and on standard error; bounded."""
     assert child.stdin is not None
     assert child.stdout is not None
     assert child.stderr is not None
@@ -177,11 +203,15 @@ def _talk(child: "subprocess.Popen[bytes]", question: bytes, until_s: float) -> 
     with selectors.DefaultSelector() as selector:
         for stream in heard:
             selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map():
+        while selector.get_map() or child.poll() is None:
             left_s = until_s - time.monotonic()
-            if left_s <= 0:
+            if left_s <= 0 or stopping():
                 return None, heard[child.stderr]
-            for key, _ in selector.select(left_s):
+            if not selector.get_map():  # it has said all, and is about to end
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(min(left_s, POLL_S))
+                continue
+            for key, _ in selector.select(min(left_s, POLL_S)):
                 stream = child.stdout if key.fileobj is child.stdout else child.stderr
                 chunk = os.read(stream.fileno(), 4096)
                 if not chunk:
@@ -190,8 +220,4 @@ def _talk(child: "subprocess.Popen[bytes]", question: bytes, until_s: float) -> 
                     heard[stream] += chunk
                 elif stream is child.stdout:
                     return b"", heard[child.stderr]
-        try:
-            child.wait(max(0.0, until_s - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return None, heard[child.stderr]
     return heard[child.stdout], heard[child.stderr]

@@ -200,6 +200,21 @@ def test_who_drips_or_never_ends_takes_a_deadline_and_no_more(
         assert models.serve().role == "factory"
 
 
+def test_an_agent_that_ends_waits_for_no_repository(tuf: Tuf, models: Models, tmp_path: Path) -> None:
+    with serving(tuf.files) as server:
+        settings = config(tuf, tmp_path, server.url)
+        chosen = updater.check(settings, FACTS, models).chosen
+        assert chosen is not None
+        asked = [False, False, False, True, True]
+        server.odd["t"] = lambda request: time.sleep(8)
+        begun = time.monotonic()
+        found = updater.check(settings, FACTS, models, stopping=lambda: asked.pop(0))
+        assert (found.state, found.reason) == ("away", "given up because the agent ends")
+        with pytest.raises(RepositoryAwayError, match="the agent ends"):
+            updater.fetch(settings, chosen, models, stopping=lambda: True)
+        assert time.monotonic() - begun < 4
+
+
 def test_no_more_is_read_than_the_limit_and_16_kb(tuf: Tuf, tmp_path: Path) -> None:
     """Counted where the bytes leave the socket, for every file that may be endless. The control: python-tuf's own fetcher."""
     from tuf.ngclient.urllib3_fetcher import Urllib3Fetcher
