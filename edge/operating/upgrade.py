@@ -30,7 +30,7 @@ from edge.updating.shadow import Limits
 from edge.updating.store import Models, Serving
 from edge.updating.trial import Order, Result, try_out
 from edge.updating.updater import Checked
-from edge.updating.workflow import Outcome
+from edge.updating.workflow import Tried
 
 log = logging.getLogger("amiss")
 
@@ -119,23 +119,23 @@ class Upgrade:
     def fetch(self, offer: Offer) -> Path:
         return updater.fetch(self._config, offer, self._models, stopping=lambda: self.stopping)
 
-    def trial(self, candidate: Path) -> tuple[Outcome, str]:
+    def trial(self, candidate: Path) -> Tried:
         """Each stream's own hours have to speak for it."""
         self._fitted, self._before = {}, {}
         for name, stream in self._streams.items():
             out = self._models.incoming / f"{name}.head.npz"
             out.unlink(missing_ok=True)  # of a trial that the agent did not outlast
             try:
-                outcome, reason = self._try_out(name, stream, candidate, out)
+                tried = self._try_out(name, stream, candidate, out)
             finally:
                 out.unlink(missing_ok=True)
-            if outcome != "accepted":
-                return outcome, f"{name}: {reason}"
-        return "accepted", ""
+            if tried.outcome != "accepted":
+                return tried._replace(reason=f"{name}: {tried.reason}")
+        return Tried("accepted")
 
-    def _try_out(self, name: str, stream: Stream, candidate: Path, out: Path) -> tuple[Outcome, str]:
+    def _try_out(self, name: str, stream: Stream, candidate: Path, out: Path) -> Tried:
         if stream.ring is None:
-            return "unknown", "nothing of the stream is recorded"
+            return Tried("unknown", "nothing of the stream is recorded")
         stream.ask(stream.ring.flush)
         head = stream.heads.path
         result = try_out(
@@ -153,17 +153,21 @@ class Upgrade:
         log.info("%s: candidate %s: %s", name, candidate.stem[:16], result.sentence())
         if result.verdict != "accepted":
             reason = "; ".join(result.reasons) or result.sentence()
-            return self._no_end(candidate, reason) if result.killed else (result.verdict, reason)
+            if result.killed:
+                return self._no_end(candidate, reason)
+            # Of a sensor that is off nothing is recorded, however long one waits.
+            soon = result.minutes_missing > 0 and stream.online
+            return Tried(result.verdict, reason, 60 * result.minutes_missing / stream.ring.share if soon else None)
         try:
             self._learn(name, result, out)
         except (OSError, AmissError, KeyError, TypeError, ValueError) as error:
             return self._no_end(candidate, f"what its trial has answered makes no sense: {error}")
-        return "accepted", ""
+        return Tried("accepted")
 
-    def _no_end(self, candidate: Path, reason: str) -> tuple[Outcome, str]:
+    def _no_end(self, candidate: Path, reason: str) -> Tried:
         self._ended[candidate.stem] += 1
         count = self._ended[candidate.stem]
-        return ("unknown", reason) if count < MOST_ENDED else ("refused", f"{reason}; {count} times")
+        return Tried("unknown", reason) if count < MOST_ENDED else Tried("refused", f"{reason}; {count} times")
 
     def _learn(self, name: str, result: Result, out: Path) -> None:
         """What a process has said that may have run anything: only what is checked here is believed of it."""

@@ -101,6 +101,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     serves: Literal["", "own", "refitted"] = ""
     """The head to switch with, when it is accepted; `refitted` is in `Order.head_out`."""
     note: str = ""
+    minutes_missing: float = 0.0
+    """Of signal, which have to be recorded before it can be told."""
     killed: bool = False
     """From outside, once it had turned to the candidate."""
     peak_bytes: int = 0
@@ -285,11 +287,15 @@ def _suited(order: Order, live: Bundle, head: Head | None, candidate: Bundle, at
         return Result(verdict="refused", stage="fit", reasons=(why,), digest=digest, runtime=runtime)
     folder = Path(order.ring)
 
+    cut = False  # and then it is not for want of a recording that too little was judged
+
     def in_time(samples: Iterator[Samples]) -> Iterator[Samples]:
+        nonlocal cut
         until_s = time.monotonic() + TURN * order.deadline_s
         for part in samples:
             yield part
             if time.monotonic() > until_s:
+                cut = True
                 return
 
     def compared(samples: Iterator[Samples], candidate_head: Head | None) -> ShadowReport:
@@ -311,7 +317,16 @@ def _suited(order: Order, live: Bundle, head: Head | None, candidate: Bundle, at
         own = compared(recorded(folder), None)
     except DataError as error:
         return Result(verdict="unknown", stage="shadow", reasons=(_line(error),), digest=digest, runtime=runtime)
-    found = Result(verdict=own.verdict, stage="shadow", reasons=own.reasons, own=own, digest=digest, runtime=runtime, made=made)
+    found = Result(
+        verdict=own.verdict,
+        stage="shadow",
+        reasons=own.reasons,
+        own=own,
+        digest=digest,
+        runtime=runtime,
+        made=made,
+        minutes_missing=0.0 if cut else own.minutes_missing,
+    )
     if own.verdict == "accepted":
         found = msgspec.structs.replace(found, stage="done", serves="own", note="serves with the head of its bundle")
     # What the machine has taught the live model is not to be lost. A model that nobody commissioned needs no other head, unless
@@ -335,7 +350,15 @@ def _suited(order: Order, live: Bundle, head: Head | None, candidate: Bundle, at
     if refitted.verdict == "unknown":  # more of it will tell, and until then the machine keeps what it has learned
         missing = refitted.minutes_missing / (1 - FITTED)
         reason = f"{missing:.3g} more min have to be recorded before a head of this machine's own can be judged"
-        return msgspec.structs.replace(found, verdict="unknown", stage="refit", reasons=(reason,), serves="", note="")
+        return msgspec.structs.replace(
+            found,
+            verdict="unknown",
+            stage="refit",
+            reasons=(reason,),
+            serves="",
+            note="",
+            minutes_missing=0.0 if cut else missing,
+        )
     if own.verdict == "accepted":
         return msgspec.structs.replace(
             found, note=f"{found.note}; one of this machine's own does not serve: {refitted.reasons[0]}"

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -35,6 +35,8 @@ Became = Literal["kept", "refused", "taken back", "unfit"]
 Step = Literal["idle", "checking", "fetching", "trying", "waiting", "probation"]
 PATIENCE_S = 24 * 3600.0
 """That an update waits for an episode to end. What lasts for a day is how the machine is now."""
+AGAIN_S = 60.0
+"""What has recorded too little to try a model on is looked at again no sooner."""
 LOOK_S = 1.0
 FIRST_S = 30.0
 """After a start before the first look: what a fleet does after a power cut, it need not do at once."""
@@ -63,6 +65,13 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """and which that was."""
 
 
+class Tried(NamedTuple):
+    outcome: Outcome
+    reason: str = ""
+    again_s: float | None = None
+    """Seconds until there is more to tell it by; None: nobody knows."""
+
+
 class Device(Protocol):
     """What the workflow needs of the agent. Called from the workflow's thread; each call may take its time."""
 
@@ -72,7 +81,7 @@ class Device(Protocol):
 
     def fetch(self, offer: Offer) -> Path: ...
 
-    def trial(self, candidate: Path) -> tuple[Outcome, str]:
+    def trial(self, candidate: Path) -> Tried:
         """On the device's own data, and why. `unknown`: not to be told yet. Raises nothing for what a model can do."""
         ...
 
@@ -198,12 +207,14 @@ class Updates:
                 self._return()
                 return
             self._show("trying")
-            outcome, reason = self._device.trial(candidate)
-            if outcome == "unknown":
-                raise RepositoryAwayError(f"model {offer.number} waits: {reason}")
-            if outcome == "refused":
-                self._models.mark_bad(offer.digest, reason)
-                raise UnfitError(reason)
+            tried = self._device.trial(candidate)
+            if tried.outcome == "unknown":
+                if tried.again_s is not None:
+                    self._due_s = min(self._due_s, self._clock() + max(tried.again_s, AGAIN_S))
+                raise RepositoryAwayError(f"model {offer.number} waits: {tried.reason}")
+            if tried.outcome == "refused":
+                self._models.mark_bad(offer.digest, tried.reason)
+                raise UnfitError(tried.reason)
             self._models.stage(offer)
             self._wait_for_quiet()
             if not self._stopping and self._back is None:

@@ -80,7 +80,8 @@ class Pump:
     def __init__(self, folder: Path) -> None:
         self.bundle: Bundle
         self.heads = SimpleNamespace(path=None)
-        self.ring = SimpleNamespace(folder=folder, flush=lambda: None)
+        self.ring = SimpleNamespace(folder=folder, flush=lambda: None, share=0.5)
+        self.online = True
         self.now = Seen(samples=0, windows=0, strange=0)
 
     def ask(self, action: Callable[[], Any]) -> Any:
@@ -153,6 +154,17 @@ def test_of_what_a_trial_answers_nothing_is_believed_that_makes_no_sense(
     (models.incoming / "s.head.npz").write_bytes(bad_models.good()[1]["head.npz"])  # of an earlier one
     assert made.trial(models.factory)[0] == outcome
     assert not list(models.incoming.iterdir())
+
+
+@pytest.mark.parametrize(("online", "again_s"), [(True, 360.0), (False, None)])
+def test_when_there_will_be_enough_to_try_it_on(
+    models: Models, monkeypatch: pytest.MonkeyPatch, online: bool, again_s: float | None
+) -> None:
+    answer = Result(verdict="unknown", stage="shadow", reasons=("3 more min",), minutes_missing=3.0)
+    monkeypatch.setattr(upgrade, "try_out", lambda order, **more: answer)
+    made, pumps = device(models, "s")
+    pumps["s"].online = online
+    assert made.trial(models.factory) == ("unknown", "s: 3 more min", again_s)
 
 
 @pytest.mark.parametrize(

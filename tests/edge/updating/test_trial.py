@@ -272,6 +272,7 @@ def test_a_machine_that_was_commissioned_gets_a_head_of_its_own_for_the_new_mode
         "what the machine has learned is not given up for want of minutes"
     )
     assert not (tmp_path / "no.npz").exists()
+    assert 17 < short.minutes_missing < 19, "of which a third is judged"
 
 
 def test_a_model_whose_own_head_does_not_suit_may_serve_with_one_that_does(device: Path, tmp_path: Path) -> None:
@@ -295,4 +296,4 @@ def test_nothing_recorded_yet_is_unknown(device: Path, tmp_path: Path) -> None:
     candidate = packed(tmp_path / "c.amiss", *good(seed=5))
     result = try_out(msgspec.structs.replace(order(device, candidate), ring=str(tmp_path / "none")))
     assert (result.verdict, result.stage) == ("unknown", "shadow")
-    assert "4 more are needed" in result.reasons[0]
+    assert ("4 more are needed" in result.reasons[0], result.minutes_missing) == (True, 4.0)

@@ -13,7 +13,7 @@ from edge.operating.requests import RefusedError
 from edge.updating.offer import Offer
 from edge.updating.store import Models, Serving
 from edge.updating.updater import Checked
-from edge.updating.workflow import PATIENCE_S, Outcome, Progress, Updates
+from edge.updating.workflow import PATIENCE_S, Outcome, Progress, Tried, Updates
 
 FACTORY = b"the factory's"
 Verdict = Literal["go on", "commit", "roll back"]
@@ -50,6 +50,7 @@ class Pump:
         self.unfit: list[Offer] = []
         self.asked: int | None = None
         self.outcome: Outcome | None = None
+        self.again_s: float | None = None
         self.calm = True
         self.broken: set[int] = set()
         self.deaf = 0  # how often nobody answers
@@ -105,9 +106,9 @@ class Pump:
         data = next(data for one, data in self.offers if one is wanted)
         return self.models.put(data, wanted.digest)
 
-    def trial(self, candidate: Path) -> tuple[Outcome, str]:
+    def trial(self, candidate: Path) -> Tried:
         self.tried.append(candidate.stem)
-        return self.outcome or ("refused" if self.refusal else "accepted"), self.refusal
+        return Tried(self.outcome or ("refused" if self.refusal else "accepted"), self.refusal, self.again_s)
 
     def quiet(self) -> bool:
         self.now_s += 600
@@ -175,6 +176,20 @@ def test_where_there_is_too_little_to_try_it_on_it_waits_and_is_not_bad(pump: Pu
     pump.outcome = "accepted"
     pump.turns()
     assert pump.ran == [1]
+
+
+@pytest.mark.parametrize(("again_s", "at_s"), [(None, 3600), (1200, 1200), (1, 60), (7200, 3600)])
+def test_once_enough_is_recorded_it_is_tried_without_waiting_for_the_next_poll(
+    pump: Pump, again_s: float | None, at_s: float
+) -> None:
+    pump.updates._poll_every_s = 3600
+    pump.outcome, pump.refusal, pump.again_s = "unknown", "20 more min", again_s
+    pump.put(1)
+    pump.turns(seconds=at_s - 1)
+    pump.turns(seconds=1)
+    assert len(pump.tried) == 1
+    pump.turns(seconds=0)
+    assert len(pump.tried) == 2
 
 
 def test_one_that_is_worse_is_taken_back_at_once_and_for_good(pump: Pump) -> None:
