@@ -4,8 +4,8 @@
               └─▶ candidate's pipeline ────────────────────────────────────────────────┴─▶ Limits ─▶ ShadowReport
 
 A self-test says that this machine computes what the build machine did. It does not say that the model suits the machine that is
-watched: that is seen here, on that machine's own running, before a single alert depends on it. Pure but for measuring time and
-memory, which are arguments.
+watched: that is seen here, on that machine's own running, before a single alert depends on it. Pure but for measuring time,
+by a clock that is an argument.
 
 A head belongs to the very model that it was fitted to, so what was learned on site does not belong to the candidate. It is
 judged with the head in its bundle, and, when `refit` can make one from the recording, with that; what is judged is what serves.
@@ -34,7 +34,7 @@ from edge.scoring.backends import OUTPUTS, Outputs
 from edge.scoring.commission import fit_head
 from edge.scoring.inject import inject, usual_spread
 from edge.sensing.health import Usual
-from edge.signal import Bool, Float32, Int64, Samples, Windows
+from edge.signal import Float32, Samples, Windows
 
 TIMED = 200
 """Windows that are judged one by one, as they come live, and timed; all others many at a time."""
@@ -76,8 +76,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """For the very first window: so long the stream stands still at the switch."""
     heard: float = 0.5
     """Of injected faults, relative to those that the live model hears."""
-    peak_bytes: int | None = None
-    """Memory that judging may take on top of an agent; `None`: what the process is allowed."""
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,9 +87,6 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     hours: float
     """Of signal that was judged."""
     episodes: int
-    episodes_per_day: float
-    alarm_share: float
-    """Of the windows, an alarm was active in."""
     strange: int
     """Windows at or below the threshold that no sensor fault excuses."""
     excused: int
@@ -107,8 +102,6 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
     hop_s: float
     not_finite: int
     """Windows for which the model did not say finite numbers."""
-    peak_bytes: int | None = None
-    """That the process grew by while it judged."""
 
     @property
     def strange_share(self) -> float:
@@ -131,11 +124,6 @@ class ShadowReport(msgspec.Struct, frozen=True, kw_only=True):
     """`None`: it failed before it said anything."""
     failed: bool = False
     """Refused for what no other head can mend."""
-    both: int = 0
-    only_live: int = 0
-    only_candidate: int = 0
-    neither: int = 0
-    """Windows of the live model that both find strange, and so on."""
 
     def sentence(self) -> str:
         return f"{self.verdict}: {'; '.join(self.reasons)}" if self.reasons else self.verdict
@@ -151,12 +139,11 @@ def compare(
     candidate_head: Head | None = None,
     limits: Limits | None = None,
     clock: Callable[[], float] = time.perf_counter,
-    peak: Callable[[], int] | None = None,
 ) -> ShadowReport:
     """Both over the same samples, oldest first. The heads are those of the bundles where none is given.
 
-    `clock` in seconds; `peak` gives the most bytes of memory that this process ever had. What the candidate does wrong is in
-    the report. Raises `DataError` when the live model fails on the recording: that is no fault of the candidate.
+    `clock` in seconds. What the candidate does wrong is in the report. Raises `DataError` when the live model fails on the
+    recording: that is no fault of the candidate.
     """
     limits, alarm = limits or Limits(), alarm or AlarmConfig()
     head: Literal["own", "refitted"] = "own" if candidate_head is None else "refitted"
@@ -164,10 +151,8 @@ def compare(
         old = _Run(live, live_head, alarm, clock)
     except AmissError as error:
         raise DataError(f"the model in use cannot be compared with: {error}") from None
-    counts = np.zeros(4, np.int64)
     trouble = ""
     new: _Run | None = None
-    before = peak() if peak else 0
     try:
         new = _Run(candidate, candidate_head, alarm, clock, limits.of_hop)
     except AmissError as error:
@@ -176,25 +161,23 @@ def compare(
         trouble = _raised(error)
     for part in samples:
         try:
-            ours = old.feed(part)
+            old.feed(part)
         except Exception as error:  # the live model's fault is no reason to refuse another
             raise DataError(f"the model in use {_raised(error)}") from None
         if new is None:
             break
         try:
-            theirs = new.feed(part)
+            new.feed(part)
         except Exception as error:  # as above
             trouble = _raised(error)
             break
-        counts += _agreement(ours, theirs)
         if trouble := new.trouble or _slow(new, old, limits):
             break
-    grown = peak() - before if peak else None
     try:
-        side = new.side(grown) if new else None
+        side = new.side() if new else None
     except Exception as error:  # as above: it hears injected faults for that
         side, trouble = None, trouble or _raised(error)
-    usual = old.side(None)
+    usual = old.side()
     minutes = 60 * side.hours if side else 0.0
     missing = _missing(side, limits) if side else 0.0
     verdict: Verdict
@@ -214,10 +197,6 @@ def compare(
         live=usual,
         candidate=side,
         failed=bool(trouble),
-        both=int(counts[3]),
-        only_live=int(counts[2]),
-        only_candidate=int(counts[1]),
-        neither=int(counts[0]),
     )
 
 
@@ -276,7 +255,7 @@ class _Run:
         self.took_s: list[float] = []  # for one window, the first ones
         self.trouble = ""
         self._shapes = {name: array.shape[1:] for name, array in bundle.golden.outputs.arrays().items()}
-        self._not_finite = self._windows = self._episodes = self._strange = self._excused = self._alarmed = 0
+        self._not_finite = self._windows = self._episodes = self._strange = self._excused = 0
         self._scores: list[Float32] = []
         self._p_values: list[Float32] = []
         self._tried: list[Float32] = []
@@ -287,23 +266,20 @@ class _Run:
     def hop_s(self) -> float:
         return self.pipeline.windower.hop / self.bundle.manifest.rate_hz
 
-    def feed(self, samples: Samples) -> list[tuple[Int64, Bool]]:
-        """When each window ended, and whether it is strange."""
-        found = []
+    def feed(self, samples: Samples) -> None:
         for part in self._pieces(samples):
             began_s = self._clock()
             verdicts = self.pipeline.judge(part)
             took_s = self._clock() - began_s
             if len(verdicts) and len(self.took_s) < TIMED:
                 self.took_s.append(took_s / len(verdicts))
-            found.append((verdicts.end_ns, self._tally(verdicts)))
+            self._tally(verdicts)
             if len(self.took_s) in TIMED_EARLY and (median := self.latency_s()["median"]) > self._longest_s:
                 self.trouble = (
                     f"takes {_ms(median)} for a window, {_ms(self._longest_s)} of the {_ms(self.hop_s)} between two is allowed"
                 )
             if self.trouble:
                 break
-        return found
 
     def _pieces(self, samples: Samples) -> Iterator[Samples]:
         hop = self.pipeline.windower.hop
@@ -329,16 +305,13 @@ class _Run:
                 self._tried, self._each = self._tried[::2], 2 * self._each
             at = _next(self._windows + at, self._each) - self._windows
 
-    def _tally(self, verdicts: Verdicts) -> Bool:
-        strange: Bool = (verdicts.p_value <= self.pipeline.policy.p_value) & ~verdicts.excused
+    def _tally(self, verdicts: Verdicts) -> None:
         self._windows += len(verdicts)
         self._episodes += sum(event.type == "anomaly_started" for event in verdicts.events)
-        self._strange += int(strange.sum())
+        self._strange += int(np.count_nonzero((verdicts.p_value <= self.pipeline.policy.p_value) & ~verdicts.excused))
         self._excused += int(verdicts.excused.sum())
-        self._alarmed += int(verdicts.alarm.sum())
         self._scores.append(verdicts.score)
         self._p_values.append(verdicts.p_value.astype(np.float32))
-        return strange
 
     def latency_s(self) -> dict[str, float]:
         if not self.took_s:
@@ -346,15 +319,13 @@ class _Run:
         median, high = np.quantile(self.took_s, (0.5, 0.95)).tolist()
         return {"first": self.took_s[0], "median": median, "high": high}
 
-    def side(self, peak_bytes: int | None) -> Side:
+    def side(self) -> Side:
         hours = self._windows * self.hop_s / 3600
         return Side(
             model=self.bundle.digest,
             windows=self._windows,
             hours=hours,
             episodes=self._episodes,
-            episodes_per_day=self._episodes / hours * 24 if hours else 0.0,
-            alarm_share=self._alarmed / self._windows if self._windows else 0.0,
             strange=self._strange,
             excused=self._excused,
             promised=self.pipeline.policy.p_value,
@@ -364,7 +335,6 @@ class _Run:
             latency_s=self.latency_s(),
             hop_s=self.hop_s,
             not_finite=self._not_finite,
-            peak_bytes=peak_bytes,
         )
 
     def _heard(self) -> float | None:
@@ -383,22 +353,6 @@ def _quantiles(parts: list[Float32]) -> dict[str, float]:
         return {}
     found = np.quantile(np.minimum(values, np.float32(3e38)), QUANTILES).tolist()
     return {f"{share:g}": value for share, value in zip(QUANTILES, found, strict=True)}
-
-
-def _agreement(ours: list[tuple[Int64, Bool]], theirs: list[tuple[Int64, Bool]]) -> Int64:
-    """(4,) neither, only the candidate, only the live model, both; for each live window the candidate's newest by then."""
-    end, strange = _joined(ours)
-    other_end, other = _joined(theirs)
-    if not len(end) or not len(other_end):
-        return np.zeros(4, np.int64)
-    at = np.maximum(np.searchsorted(other_end, end, side="right") - 1, 0)
-    return np.bincount(2 * strange.astype(np.int64) + other[at], minlength=4).astype(np.int64)
-
-
-def _joined(parts: list[tuple[Int64, Bool]]) -> tuple[Int64, Bool]:
-    if not parts:
-        return np.empty(0, np.int64), np.empty(0, bool)
-    return np.concatenate([end for end, _ in parts]), np.concatenate([strange for _, strange in parts])
 
 
 def _slow(new: _Run, old: _Run, limits: Limits) -> str:
@@ -444,8 +398,6 @@ def _broken(live: Side, side: Side, limits: Limits, alarm: AlarmConfig, candidat
             f"hears {side.heard:.0%} of the faults that were put into what is recorded, the live model {live.heard:.0%}; "
             f"{limits.heard * live.heard:.0%} are needed"
         )
-    if limits.peak_bytes is not None and side.peak_bytes is not None and side.peak_bytes > limits.peak_bytes:
-        yield f"takes {side.peak_bytes >> 20} MB of memory, {limits.peak_bytes >> 20} are allowed"
 
 
 def _at_most(mean: float) -> int:

@@ -307,7 +307,6 @@ def _suited(order: Order, live: Bundle, head: Head | None, candidate: Bundle, at
             live_head=head,
             candidate_head=candidate_head,
             limits=order.limits,
-            peak=_peak_bytes,
         )
 
     at("shadow")

@@ -115,7 +115,7 @@ def device(models: Models, *names: str, now_s: Sequence[float] = (0.0,)) -> tupl
 
 
 def side() -> Side:
-    about = dict.fromkeys(("hours", "episodes_per_day", "alarm_share", "promised", "heard", "hop_s"), 1.0)
+    about = dict.fromkeys(("hours", "promised", "heard", "hop_s"), 1.0)
     counts = dict.fromkeys(("windows", "episodes", "strange", "excused", "not_finite"), 1)
     return Side(model="", score={}, p_value={}, latency_s={}, **about, **counts)  # type: ignore[arg-type]
 

@@ -54,8 +54,8 @@ class Ticking:
 def test_two_good_models_agree(live: Bundle, fresh: Bundle) -> None:
     report = compare(live, fresh, stream(5), alarm=ALARM, limits=LIMITS)
     assert report.verdict == "accepted", report.sentence()
-    assert report.neither + report.both + report.only_live + report.only_candidate == report.live.windows
-    assert report.neither > 0.99 * report.live.windows
+    assert report.candidate is not None
+    assert max(report.live.strange_share, report.candidate.strange_share) < 0.01
     assert msgspec.json.decode(msgspec.json.encode(report), type=ShadowReport) == report
 
 
@@ -111,14 +111,6 @@ def test_slower_than_the_live_model_counts_where_it_is_slow_at_all(live: Bundle,
     assert "takes 9 ms for a window, the live model 4 ms" in judged(0.004, 0.009)
 
 
-def test_memory_beyond_the_limit_is_refused(live: Bundle, fresh: Bundle) -> None:
-    grows = iter([100 << 20, 400 << 20])
-    report = compare(
-        live, fresh, stream(5), alarm=ALARM, limits=Limits(minutes=4.0, peak_bytes=200 << 20), peak=lambda: next(grows)
-    )
-    assert "takes 300 MB of memory, 200 are allowed" in report.sentence()
-
-
 def test_alarms_on_what_the_live_model_finds_strange_too_are_granted(live: Bundle, fresh: Bundle, tmp_path: Path) -> None:
     """A fault that is in the recording is no fault of the candidate; a candidate alone with it is."""
 
@@ -132,7 +124,8 @@ def test_alarms_on_what_the_live_model_finds_strange_too_are_granted(live: Bundl
     report = compare(live, fresh, faulty(), alarm=ALARM, limits=LIMITS)
     assert report.live.episodes >= 1
     assert report.verdict == "accepted", report.sentence()
-    assert report.both > 100
+    assert report.candidate is not None
+    assert min(report.live.strange, report.candidate.strange) > 100
     blind = Bundle.open(packed(tmp_path / "blind.amiss", *BAD["alarms at nothing"].build()))
     alone = compare(blind, fresh, faulty(), alarm=ALARM, limits=LIMITS)
     assert alone.live.episodes == 0

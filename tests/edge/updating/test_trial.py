@@ -73,7 +73,7 @@ def test_a_good_model_is_accepted(device: Path, tmp_path: Path) -> None:
     assert (result.verdict, result.stage, result.serves) == ("accepted", "done", "own"), result.sentence()
     assert result.own is not None
     assert result.own.candidate is not None
-    assert result.own.neither > 10_000
+    assert result.own.live.windows > 10_000
     assert result.peak_bytes < 256 << 20
     print(result.sentence(), result.seconds, result.own)
 
