@@ -28,7 +28,7 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,6 @@ MOST_TRIES = 3
 """Starts that a model on trial is given. Power fails, so one is not enough; a model that kills the agent does so every time."""
 MOST_BAD = 256
 """Digests that are remembered as bad; the oldest go first."""
-_CHUNK = 64 * 1024
 _VERSION = 1
 _SCHEMA = (
     "CREATE TABLE model (digest TEXT PRIMARY KEY, number INTEGER NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL) STRICT",
@@ -125,7 +124,7 @@ class Serving:
 
 
 class Models:
-    """The folder's models. `factory` is the bundle of the configuration, `factory_digest` what it has to be, if that is known.
+    """The folder's models. `factory` is the bundle of the configuration.
 
     Any thread may call; `free_bytes` tells how much room the file system of a folder has.
 
@@ -137,11 +136,10 @@ class Models:
         self,
         folder: Path,
         factory: Path,
-        factory_digest: str | None = None,
         *,
         free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
     ) -> None:
-        self.folder, self.factory, self.factory_digest = folder, factory, factory_digest
+        self.folder, self.factory = folder, factory
         self._free_bytes = free_bytes
         self._lock = threading.RLock()
         self._fresh: str | None = None  # digest of the newest that was put, and not staged yet
@@ -238,56 +236,28 @@ class Models:
                 f"{self.folder}: {size} bytes do not fit: {free} are free and {RESERVE_BYTES} stay so; free some space there"
             )
 
-    def put(self, source: Path | bytes | Iterable[bytes], digest: str, size: int | None = None) -> Path:
-        """Take a bundle into the store; returns its file once that is on the disk. A file in `incoming` is moved.
+    def put(self, download: Path, digest: str) -> Path:
+        """Move a bundle from `incoming` into the store; returns its file once that is on the disk.
 
-        `size` bounds what is read. Raises `BundleError` when it does not have the digest, `StorageError`, and then nothing is
-        in the store.
+        Raises `BundleError` when it does not have the digest, `StorageError`, and then nothing is in the store.
         """
         path = self.path(digest)
         with self._lock, _disk(self.store):
             if self.holds(digest):
-                if isinstance(source, Path) and source.parent == self.incoming:
-                    source.unlink(missing_ok=True)
+                download.unlink(missing_ok=True)
                 return path
-            if isinstance(source, Path) and source.parent == self.incoming:
-                self._adopt(source, digest)
-            else:
-                chunks = _chunks(source)
-                if size is None and isinstance(source, Path | bytes):
-                    size = source.stat().st_size if isinstance(source, Path) else len(source)
-                self.room_for(size or 0)
-                self._copy_in(chunks, digest, size)
+            self._adopt(download, digest)
             self._fresh = digest
         return path
 
-    def _adopt(self, source: Path, digest: str) -> None:
-        if _digest_of(source) != digest:
-            source.unlink(missing_ok=True)
-            raise BundleError(f"{source.name}: not the file that was signed; fetch it again")
-        with source.open("rb") as file:
+    def _adopt(self, download: Path, digest: str) -> None:
+        if _digest_of(download) != digest:
+            download.unlink(missing_ok=True)
+            raise BundleError(f"{download.name}: not the file that was signed; fetch it again")
+        with download.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(source, self.path(digest))
+        os.replace(download, self.path(digest))
         _sync_folder(self.store)
-
-    def _copy_in(self, chunks: Iterable[bytes], digest: str, size: int | None) -> None:
-        draft, found, length = self.store / f".{digest}.part", hashlib.sha256(), 0
-        try:
-            with draft.open("wb", buffering=0) as file:
-                for chunk in chunks:
-                    length += len(chunk)
-                    if size is not None and length > size:
-                        raise BundleError(f"more than the {size} bytes that were signed")
-                    found.update(chunk)
-                    _write_all(file.fileno(), chunk)
-                if found.hexdigest() != digest:
-                    raise BundleError("not the file that was signed; fetch it again")
-                os.fsync(file.fileno())
-            os.replace(draft, self.path(digest))
-            _sync_folder(self.store)
-        finally:
-            with contextlib.suppress(OSError):
-                draft.unlink()
 
     def _is_whole(self, digest: str) -> bool:
         try:
@@ -382,7 +352,7 @@ class Models:
         """The model on trial, else the active one, else the previous one, else the factory's: the first that is whole, and
         whose digest is not one of `but`.
 
-        Raises `NoInputError` or `BundleError` when the factory's is not there, or not what it was, and no other is.
+        Raises `NoInputError` when the factory's is not there, and no other is.
         """
         with self._lock:
             state = self._state
@@ -401,8 +371,6 @@ class Models:
                 found = _digest_of(self.factory)
             except OSError as error:
                 raise NoInputError(f"{self.factory}: cannot be read: {error.strerror}") from None
-            if self.factory_digest not in (None, found):
-                raise BundleError(f"{self.factory}: not the file that it was; put the bundle there again")
             return Serving(self.factory, found, 0, "factory")
 
     def close(self) -> None:
@@ -583,18 +551,6 @@ def _disk(place: Path) -> Iterator[None]:
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise CannotCreateError(f"{place}: something else is in the way; move it") from error
         raise StorageError(f"{place}: the disk fails ({error.strerror or error}); replace it") from error
-
-
-def _chunks(source: Path | bytes | Iterable[bytes]) -> Iterable[bytes]:
-    if isinstance(source, bytes):
-        return (source[at : at + _CHUNK] for at in range(0, len(source), _CHUNK))
-    return _read_file(source) if isinstance(source, Path) else source
-
-
-def _read_file(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
 
 
 def _digest_of(path: Path) -> str:

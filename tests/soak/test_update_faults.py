@@ -35,11 +35,11 @@ if "careless" in sys.argv:  # the control: nothing is synced
     os.fsync = lambda descriptor: None
 if "naive" in sys.argv:  # the control: written where it belongs, and believed because it is there
     Models._is_whole = lambda self, digest: self.path(digest).exists()
-    def naive(self, chunks, digest, size):
-        with self.path(digest).open("wb", buffering=0) as file:
-            for chunk in chunks:
+    def naive(self, download, digest):
+        with self.path(digest).open("wb", buffering=0) as file, download.open("rb") as source:
+            while chunk := source.read(65536):
                 file.write(chunk)
-    Models._copy_in = naive
+    Models._adopt = naive
     Models._sweep = lambda self: None
 
 def tell(what):
@@ -54,7 +54,12 @@ try:
     for number in range(begin, 3):
         content = contents[number]
         digest = __import__("hashlib").sha256(content).hexdigest()
-        models.put(content, digest)
+        download = models.incoming / (digest + ".amiss")
+        try:
+            download.write_bytes(content)
+        except OSError:
+            sys.exit(74)  # whoever downloads is another process, and says so
+        models.put(download, digest)
         models.stage(Model(digest, number))
         models.switch()
         models.start()
@@ -75,13 +80,19 @@ def model(content: bytes, number: int) -> Model:
     return Model(hashlib.sha256(content).hexdigest(), number)
 
 
+def put(models: Models, content: bytes) -> None:
+    download = models.incoming / "download.amiss"
+    download.write_bytes(content)
+    models.put(download, hashlib.sha256(content).hexdigest())
+
+
 def one_committed(place: Path) -> Path:
     """A device that has run model 1 for a while."""
     place.mkdir(parents=True)
     (place / "factory.amiss").write_bytes(FACTORY)
     models = Models(place / "models", place / "factory.amiss")
     first = model(FIRST, 1)
-    models.put(FIRST, first.digest)
+    put(models, FIRST)
     models.stage(first)
     models.switch()
     models.commit()
@@ -117,7 +128,7 @@ def violation(folder: Path, how: str, committed: int = 1, rolled_back: bool = Fa
             if models.floor == 0:
                 return None
             if not models.trying:
-                models.put(SECOND, second.digest)
+                put(models, SECOND)
                 models.stage(second)
                 models.switch()
             models.commit()

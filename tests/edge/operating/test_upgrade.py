@@ -33,7 +33,7 @@ def models(tmp_path: Path) -> Iterator[Models]:
 
 def put(models: Models, number: int, made: tuple[bad_models.Manifest, bad_models.Members] | None = None) -> str:
     """On trial from now on."""
-    path = packed(models.folder.parent / f"{number}.amiss", *(made or bad_models.good(number)))
+    path = packed(models.incoming / f"{number}.amiss", *(made or bad_models.good(number)))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     models.put(path, digest)
     models.stage(Model(digest, number))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from small_bundle import build
-from test_store import opened
+from test_store import opened, put
 
 from edge.bundle import Bundle
 from edge.errors import BundleError
@@ -90,7 +90,7 @@ def test_nothing_outside_the_store_is_written(tmp_path: Path, how: str) -> None:
     digest = hashlib.sha256(data).hexdigest()
     with opened(tmp_path / "device") as models:
         before = set(tmp_path.rglob("*"))
-        path = models.put(data, digest)
+        path = put(models, data)
         models.stage(Model(digest, 1))
         assert models.switch().path == path
         with pytest.raises(BundleError):

@@ -104,7 +104,9 @@ class Pump:
 
     def fetch(self, wanted: Offer) -> Path:
         data = next(data for one, data in self.offers if one is wanted)
-        return self.models.put(data, wanted.digest)
+        download = self.models.incoming / wanted.digest
+        download.write_bytes(data)
+        return self.models.put(download, wanted.digest)
 
     def trial(self, candidate: Path) -> Tried:
         self.tried.append(candidate.stem)
