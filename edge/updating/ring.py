@@ -119,8 +119,6 @@ class Ring:
         self._first = 0  # position of the first sample in the buffer
         self._retry_s = -1e18
         self._descriptor: int | None = None
-        self.kept = self.passed_over = self.failed = 0
-        """Samples since the start: kept, passed over because the budget did not pay for them, lost to a disk that took none."""
         self.written = 0
         """Bytes since the start, pages and names included."""
         self._files: list[_File] = []  # oldest first
@@ -147,12 +145,11 @@ class Ring:
         return f"keeps {kept}, for {hours:.3g} hours, in at most {self.max_bytes} bytes and {self.bytes_per_day} a day"
 
     def add(self, samples: Samples) -> None:
-        """Never raises for the sake of a disk; what it does not take is counted."""
+        """Never raises for the sake of a disk."""
         at, n = 0, len(samples)
         while at < n:
             if not self._left and not self._afford():
                 self._append()
-                self.passed_over += n - at
                 self._position += n - at
                 return
             taken = min(self._left, n - at)
@@ -174,11 +171,6 @@ class Ring:
     def close(self) -> None:
         self._append()
         self._shut()
-
-    def read(self) -> Iterator[Samples]:
-        """Everything, oldest first."""
-        self._append()
-        return recorded(self.folder)
 
     def _priced(self, samples: float, appends: float = 1.0) -> float:
         """Bytes of so many samples, all told."""
@@ -211,10 +203,8 @@ class Ring:
         before = self.written
         try:
             self._write(data)
-            self.kept += len(time_ns)
         except OSError as error:
             log.warning("%s: nothing is recorded for %.0f s: %s", self.folder, RETRY_S, error.strerror or error)
-            self.failed += len(time_ns)
             self._left, self._retry_s = 0, self._clock() + RETRY_S
             self._mend()
         self._purse += self._cost * len(time_ns) / self.stretch - (self.written - before)
@@ -314,14 +304,6 @@ def recorded(folder: Path) -> Iterator[Samples]:
                     yield _samples(payload)
                 except (ValueError, struct.error):
                     break
-
-
-def about(folder: Path) -> About | None:
-    """Of which stream; `None` where nothing is recorded."""
-    for path in sorted(folder.glob("*.ring"), reverse=True):
-        with contextlib.suppress(OSError, ValueError), path.open("rb") as stream:
-            return _head(stream.read(PAGE))[0]
-    return None
 
 
 def _contents(path: Path) -> bytes:
