@@ -158,6 +158,8 @@ def measured(member: Member, health: HealthPayload) -> None:
 
 def late(plan: Plan, member: Member, now_s: float, back_s: float | None = None) -> None:
     """It has had its time, since it was asked, or since all were told to go back."""
+    if not member.asked_s and member.place != "waiting":
+        member.asked_s = now_s  # somebody asked it and died before that was on the disk, or it has the model by other ways
     open_ = member.place in ("asked", "trying", "probation") or (back_s is not None and member.place == "kept")
     if open_ and now_s - (member.asked_s if back_s is None else back_s) > 3600 * plan.patience_h:
         member.place, member.reason = "absent", member.reason or f"had not decided after {plan.patience_h:g} h"

@@ -120,7 +120,10 @@ def test_who_does_not_decide_in_time_is_absent() -> None:
         assert one.place == place
         late(PLAN, one, 1001.0 + 72 * 3600)
         assert (one.place == "absent") is absent
-    one = member("kept", asked_s=0.0)
+    one = member("probation")
+    late(PLAN, one, 1e9)
+    assert (one.place, one.asked_s) == ("probation", 1e9), "who asked it died before it was written down"
+    one = member("kept", asked_s=1.0)
     late(PLAN, one, 1e9, back_s=1e9 - 3600)
     assert one.place == "kept"
     late(PLAN, one, 1e9, back_s=1e9 - 73 * 3600)
