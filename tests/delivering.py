@@ -82,3 +82,9 @@ def somebody(broker: Mosquitto) -> Iterator[paho.Client]:
 def send(client: paho.Client, topic: str, payload: bytes, *, retain: bool = False) -> None:
     """It has arrived at the broker when this returns."""
     client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(5.0)
+
+
+def noticed_within_s(keepalive_s: int) -> float:
+    """What is promised of a connection with nobody at the other end. paho alone needs two keep-alives: to tell the two apart,
+    a keep-alive has to be longer than 3 s."""
+    return min(60.0, 1.5 * keepalive_s + 1.5)
