@@ -27,7 +27,7 @@ def zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> 
     return buffer.getvalue()
 
 
-def members_of(path: Path) -> dict[str, bytes]:
+def members_of(path: Path | io.BytesIO) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
@@ -61,7 +61,7 @@ def twice(members: dict[str, bytes]) -> bytes:
 
 CRAFTED: dict[str, Craft] = {
     "up and out": lambda members: zipped({**members, "../../outside": b"x"}),
-    "from the root": lambda members: zipped({**members, "/tmp/outside": b"x"}),
+    "from the root": lambda members: zipped({**members, f"{Path.cwd().parents[1]}/outside": b"x"}),
     "backslashes": lambda members: zipped({**members, "..\\..\\outside": b"x"}),
     "a drive": lambda members: zipped({**members, "C:outside": b"x"}),
     "an end of text": lambda members: zipped({**members, "x\0/../outside": b"x"}),
@@ -83,21 +83,39 @@ CRAFTED: dict[str, Craft] = {
 }
 
 
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that paths from where we are and from the store lead into, also those that lead up and those from the root."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    return tmp_path
+
+
 @pytest.mark.parametrize("how", CRAFTED)
-def test_nothing_outside_the_store_is_written(tmp_path: Path, how: str) -> None:
-    members = members_of(build(tmp_path / "good.amiss"))
-    data = CRAFTED[how](members)
+def test_nothing_outside_the_store_is_written(place: Path, how: str) -> None:
+    data = CRAFTED[how](members_of(build(place / "good.amiss")))
     digest = hashlib.sha256(data).hexdigest()
-    with opened(tmp_path / "device") as models:
-        before = set(tmp_path.rglob("*"))
+    with opened(place / "device") as models:
+        before = set(place.rglob("*"))
         path = put(models, data)
         models.stage(Model(digest, 1))
         assert models.switch().path == path
         with pytest.raises(BundleError):
             Bundle.open(path)
-        assert set(tmp_path.rglob("*")) - before == {path}
+        assert set(place.rglob("*")) - before == {path}
         models.mark_bad(digest, "not a bundle")
         assert models.serve().role == "factory"
+
+
+@pytest.mark.parametrize("how", ["up and out", "from the root"])
+def test_the_control_who_unpacks_as_it_says_writes_outside_the_store(place: Path, how: str) -> None:
+    data = CRAFTED[how](members_of(build(place / "good.amiss")))
+    with opened(place / "device") as models:
+        before = set(place.rglob("*"))
+        for name, content in members_of(io.BytesIO(data)).items():
+            (models.store / name).write_bytes(content)
+        written = {path for path in set(place.rglob("*")) - before if models.store not in path.parents}
+        assert [path.name for path in written] == ["outside"]
 
 
 def test_the_control_what_was_not_crafted_opens(tmp_path: Path) -> None:
