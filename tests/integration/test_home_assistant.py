@@ -14,7 +14,7 @@ from typing import Any, Self
 import pytest
 from homeassistant import UNAVAILABLE, HomeAssistant
 from homeassistant_device import NODE
-from mosquitto import Listener, Mosquitto, until
+from mosquitto import PATIENCE_S, Listener, Mosquitto, until
 
 CONFIG = f"homeassistant/device/amiss_{NODE}/config"
 
@@ -70,7 +70,7 @@ EXPECTED = {
 }
 
 
-def settle(assistant: HomeAssistant, expected: dict[str, str], timeout_s: float = 20.0) -> None:
+def settle(assistant: HomeAssistant, expected: dict[str, str], timeout_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout_s
     while assistant.states() != expected:
         assert time.monotonic() < deadline, {
@@ -111,7 +111,7 @@ def test_every_order_of_starting_and_each_killed_alone(order: tuple[str, ...], t
         victim = order[0]  # over the six orders each is killed twice
         parts[victim].kill()
         if victim != "assistant":
-            until(lambda: all_unavailable(assistant), 5.0)
+            until(lambda: all_unavailable(assistant))
         time.sleep(0.3)
         parts[victim].start()
         settle(assistant, EXPECTED)
@@ -131,7 +131,7 @@ def test_a_dead_device_is_unavailable_and_never_normal(tmp_path: Path, mosquitto
     with HomeAssistant(mosquitto.port) as assistant:
         settle(assistant, EXPECTED)
         device.kill()
-        until(lambda: all_unavailable(assistant), 5.0)
+        until(lambda: all_unavailable(assistant))
         assistant.kill()
         assistant.start()
         until(lambda: assistant.live() == set(EXPECTED))

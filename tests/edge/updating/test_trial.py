@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from bad_models import BAD, CHANNELS, RATE_HZ, good, greedy, operated, packed, running
+from mosquitto import until
 from onnx import TensorProto, helper
 
 from edge.bundle import unpack_arrays
@@ -135,7 +137,7 @@ def test_mutants_with_a_good_digest_end_their_own_process_and_no_other(device: P
     """ONNX and .tflite in turn. Each in a process of its own, forked by one that has loaded everything, to save its start."""
     record(tmp_path / "ring", 1)  # what loads and proves itself is judged on, but not for long
     template = order(device, tmp_path / "mutant.amiss", limits=Limits(minutes=0.5, windows=200))
-    template = msgspec.structs.replace(template, ring=str(tmp_path / "ring"), deadline_s=20.0, cpu_s=6)
+    template = msgspec.structs.replace(template, ring=str(tmp_path / "ring"), deadline_s=120.0, cpu_s=6)
     (tmp_path / "order.json").write_bytes(msgspec.json.encode(template))
     script = Path(__file__).parents[2] / "mutants.py"
     # Beside the script lies a folder `edge`, of tests; ours has to be found before it.
@@ -184,10 +186,10 @@ def test_a_link_in_the_archive_is_a_member_and_leads_nowhere(device: Path, tmp_p
 # A child that does not behave.
 
 
-def played(tmp_path: Path, code: str, *, deadline_s: float = 20.0, stopping: bool = False) -> Result:
+def played(code: str, *, deadline_s: float = 60.0, cpu_s: int = 60, stopping: Callable[[], bool] = lambda: False) -> Result:
     begin = "import os, sys, time, signal\ndef at(s): os.write(2, b'\\x01amiss at ' + s.encode() + b'\\n')\n"
-    asked = Order(candidate="c", live="l", ring="r", deadline_s=deadline_s)
-    return try_out(asked, command=(sys.executable, "-c", begin + code), stopping=lambda: stopping)
+    asked = Order(candidate="c", live="l", ring="r", deadline_s=deadline_s, cpu_s=cpu_s)
+    return try_out(asked, command=(sys.executable, "-c", begin + code), stopping=stopping)
 
 
 @pytest.mark.parametrize(
@@ -209,45 +211,51 @@ def played(tmp_path: Path, code: str, *, deadline_s: float = 20.0, stopping: boo
         ("at('open'); at('start'); os.abort()", "refused", "SIGABRT"),
     ],
 )
-def test_a_child_that_dies_or_says_something_else(tmp_path: Path, code: str, verdict: str, says: str) -> None:
-    result = played(tmp_path, code)
+def test_a_child_that_dies_or_says_something_else(code: str, verdict: str, says: str) -> None:
+    result = played(code)
     assert (result.verdict, says in result.reasons[0]) == (verdict, True), result.sentence()
     assert result.killed == ("SIGKILL" in code and "live" not in code)
 
 
-def test_the_deadline_holds_and_whose_fault_it_was_is_seen_by_what_it_computed(tmp_path: Path) -> None:
+def test_the_deadline_holds_and_whose_fault_it_was_is_seen_by_what_it_computed() -> None:
     began_s = time.monotonic()
-    asleep = played(tmp_path, "at('shadow'); time.sleep(600)", deadline_s=2.0)
-    busy = played(tmp_path, "at('shadow')\nwhile True: pass", deadline_s=2.0)
-    loud = played(tmp_path, "at('shadow')\nwhile True: os.write(2, b'x' * 65536)", deadline_s=2.0)
-    assert time.monotonic() - began_s < 15
+    asleep = played("at('shadow'); time.sleep(600)", deadline_s=2.0)
+    # A quarter of a second of the processor is busy, in so many seconds that it is had on a busy computer too.
+    busy = played("at('shadow')\nwhile True: pass", deadline_s=4.0, cpu_s=1)
+    loud = played("at('shadow')\nwhile True: os.write(2, b'x' * 65536)", deadline_s=2.0)
+    assert time.monotonic() - began_s < 100
     assert [one.verdict for one in (asleep, busy)] == ["unknown", "refused"]
     assert "not done after 2 s" in loud.reasons[0]
-    assert "not done after 2 s" in busy.reasons[0]
+    assert "not done after 4 s" in busy.reasons[0]
 
 
 def test_what_the_child_starts_goes_with_it(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     played(
-        tmp_path,
-        f"p = os.fork()\nif p == 0: time.sleep(600)\nopen({str(mark)!r}, 'w').write(str(p)); time.sleep(600)",
-        deadline_s=1.5,
+        f"p = os.fork()\nif p == 0: time.sleep(600)\nopen({str(mark)!r}, 'w').write(f'{{p}}.'); time.sleep(600)",
+        stopping=lambda: mark.exists() and mark.read_text().endswith("."),
     )
-    time.sleep(0.2)
-    state = Path(f"/proc/{mark.read_text()}/stat")
-    assert not state.exists() or state.read_text().split(") ")[1][0] == "Z"
+    state = Path(f"/proc/{mark.read_text().removesuffix('.')}/stat")
+
+    def gone() -> bool:
+        try:
+            return state.read_text().split(") ")[1][0] == "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    until(gone)
 
 
-def test_an_agent_that_ends_does_not_wait(tmp_path: Path) -> None:
+def test_an_agent_that_ends_does_not_wait() -> None:
     began_s = time.monotonic()
-    result = played(tmp_path, "at('shadow'); time.sleep(600)", stopping=True)
+    result = played("at('shadow'); time.sleep(600)", deadline_s=600.0, stopping=lambda: True)
     assert result.verdict == "unknown"
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 60
 
 
-def test_secrets_of_the_agent_are_not_the_childs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_of_the_agent_are_not_the_childs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMISS_MQTT__PASSWORD", "geheim")
-    result = played(tmp_path, "at('open'); sys.exit(7 if 'geheim' in str(os.environ) else 8)")
+    result = played("at('open'); sys.exit(7 if 'geheim' in str(os.environ) else 8)")
     assert "exit code 8" in result.reasons[0]
 
 
