@@ -1,5 +1,6 @@
 """What holds for all documents: links lead somewhere, words are in order, numbers are given once."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -41,6 +42,59 @@ def test_a_dead_link_would_be_noticed(tmp_path: Path) -> None:
         "# A title: here\n[a](#a-title-here) [b](page.md) [c](gone.md) [d](page.md#gone) [e](https://example.org/x)"
     )
     assert dead_links(page) == ["gone.md", "page.md#gone"]
+
+
+def collected(source: str) -> set[str]:
+    """Functions of a file that pytest takes for tests: at its top, or in a class `Test…` without a constructor."""
+    found = set()
+    for node in ast.parse(source).body:
+        inside = [node]
+        if isinstance(node, ast.ClassDef) and node.name.startswith("Test"):
+            inside = [] if any(getattr(one, "name", "") == "__init__" for one in node.body) else node.body
+        found |= {one.name for one in inside if isinstance(one, ast.FunctionDef) and one.name.startswith("test")}
+    return found
+
+
+def trouble(path: str, name: str) -> str:
+    file = ROOT / path
+    if not file.is_file():
+        return f"{path}: no such file"
+    if not file.name.startswith("test_"):
+        return f"{path}: pytest does not look into it"
+    return "" if name in collected(file.read_text()) else f"{path}: no test {name}"
+
+
+@pytest.mark.parametrize(("name", "least"), [("threat-model.md", 60), ("reliability.md", 50)])
+def test_every_promise_names_tests_that_there_are(name: str, least: int) -> None:
+    text = (ROOT / "docs" / name).read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > least
+    assert [said for path, test in named if (said := trouble(path, test))] == []
+    assert text.count("::test_") == len(named), "one is written so that this does not see it"
+    assert [path for path in re.findall(r"`(tests/[\w/]+\.py)`", text) if not (ROOT / path).is_file()] == []
+
+
+def test_a_test_that_is_gone_would_be_noticed() -> None:
+    """The controls: one that was renamed, a file that is gone, a function that pytest does not collect."""
+    here = "tests/test_docs.py"
+    assert trouble(here, "test_a_test_that_is_gone_would_be_noticed") == ""
+    assert "no test" in trouble(here, "test_no_more")
+    assert "no such file" in trouble("tests/test_gone.py", "test_no_more")
+    assert collected("def test_a(): ...\nclass A:\n  def test_b(self): ...\nclass TestC:\n  def test_d(self): ...") == {
+        "test_a",
+        "test_d",
+    }
+
+
+def test_every_row_of_what_is_promised_is_there() -> None:
+    rows = re.findall(r"^\| (\d+) \|(.*)\|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 23))
+    for number, row in rows:
+        promise, suite, *rest = (cell.strip() for cell in row.split("|"))
+        assert promise, number
+        assert suite.startswith("`tests/"), number
+        assert len(rest) == 2, number
+        assert all(rest), f"row {number}: a dash says that there is none"
 
 
 def test_the_glossary_has_each_word_once_and_in_order() -> None:
