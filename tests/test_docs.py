@@ -2,9 +2,14 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from edge.config import UpdateConfig
+from edge.updating.ring import Ring
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")], key=str)
@@ -119,3 +124,32 @@ def test_the_map_has_every_room_of_the_device() -> None:
     (rooms,) = re.findall(r"^    edge/ .*?(?=^    trainer/)", text, re.MULTILINE | re.DOTALL)
     modules = {path.stem for path in (ROOT / "edge").rglob("*.py")} - {"__init__", "frames", "layout", "lines", "stamps"}
     assert {module for module in modules if not re.search(rf"\b{module}\b", rooms)} == set()
+
+
+def test_every_setting_of_updates_is_told_with_its_default() -> None:
+    text = (ROOT / "docs" / "howto" / "receive-a-model.md").read_text()
+    (block,) = re.findall(r"^    \[update\].*\n((?:    .*\n)+)", text, re.MULTILINE)
+    told = tomllib.loads(re.sub(r"^    #?", "", block, flags=re.MULTILINE))
+    real = msgspec.to_builtins(UpdateConfig(repository="https://models.example.org"))
+    assert told.keys() == real.keys()
+    # Those that are off unless they are said have an example in the place of their default.
+    assert {name: told[name] for name in told if real[name] not in (None, "")} == {
+        name: value for name, value in real.items() if value not in (None, "")
+    }
+
+
+def test_what_is_recorded_by_default_is_what_it_says(tmp_path: Path) -> None:
+    real = UpdateConfig(repository="x")
+    ring = Ring(
+        tmp_path,
+        ("x", "y", "z"),
+        10_000.0,
+        hours=real.record_hours,
+        max_bytes=real.record_max_bytes,
+        bytes_per_day=real.record_bytes_per_day,
+        stretch=16 * 1024,
+    )
+    assert f"\n> {ring.sentence()}\n" in (ROOT / "docs" / "howto" / "updates-on-the-device.md").read_text()
+    costs = (ROOT / "docs" / "adr" / "0019-tried-on-its-own-data.md").read_text()
+    assert f"Up to {real.record_bytes_per_day >> 20} MiB a day" in costs
+    assert f"{real.record_max_bytes >> 20} MiB, pays for {ring.share:.1%}".replace("%", " %") in costs
