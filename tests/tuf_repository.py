@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -191,7 +192,8 @@ class Request(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """`odd`: by a part of the path, what is done instead of serving the file. `asked`: paths. `sent`: bytes of bodies."""
+    """`odd`: by a part of the path, what is done instead of serving the file. `asked`: paths. `sent`: bytes of bodies, and of
+    headers that have no end."""
 
     daemon_threads = True
 
@@ -225,8 +227,13 @@ def serving(files: dict[str, bytes]) -> Iterator[Server]:
             thread.join()
 
 
+IN_SOCKETS = 256 * 1024
+"""That may have been sent and is read by nobody: what Linux has room for in a socket that receives, twice."""
+
+
 def endless(request: Request) -> None:
-    """Without a length, without an end."""
+    """Without a length, without an end. Little of it is on its way: what is sent is what was read, and `IN_SOCKETS`."""
+    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     request.send_response(200)
     request.end_headers()
     while not request.server.stopping:
@@ -244,9 +251,9 @@ def dripping(request: Request) -> None:
 
 
 def dripping_headers(request: Request) -> None:
-    request.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    request.say(b"HTTP/1.1 200 OK\r\nX-Long: ")
     while not request.server.stopping:
-        request.wfile.write(b"x")
+        request.say(b"x")
         time.sleep(0.05)
 
 

@@ -18,6 +18,7 @@ from mosquitto import Authority, Mosquitto
 from paho.mqtt.enums import CallbackAPIVersion
 from test_fetch import odd_folder
 from tuf_repository import (
+    IN_SOCKETS,
     NOW,
     Answer,
     Tuf,
@@ -168,18 +169,18 @@ def test_from_a_broker(tuf: Tuf, models: Models, tmp_path: Path, version: str) -
 
 
 @pytest.mark.parametrize(
-    ("odd", "where"),
+    ("odd", "where", "limit"),
     [
-        (dripping, "timestamp.json"),
-        (dripping, "targets/"),
-        (dripping_headers, "2.root.json"),
-        (endless, "2.root.json"),
-        (endless, "timestamp.json"),
-        (endless, "targets/"),
+        (dripping, "timestamp.json", fetching.Limits().timestamp),
+        (dripping, "targets/", len(MODEL)),
+        (dripping_headers, "2.root.json", fetching.Limits().root),
+        (endless, "2.root.json", fetching.Limits().root),
+        (endless, "timestamp.json", fetching.Limits().timestamp),
+        (endless, "targets/", len(MODEL)),
     ],
 )
 def test_who_drips_or_never_ends_takes_a_deadline_and_no_more(
-    tuf: Tuf, models: Models, tmp_path: Path, odd: Answer, where: str
+    tuf: Tuf, models: Models, tmp_path: Path, odd: Answer, where: str, limit: int
 ) -> None:
     """At most limit + 16 kB are read, and what a socket holds; 120 s by default, two here; without it, for ever."""
     with serving(tuf.files) as server:
@@ -197,6 +198,7 @@ def test_who_drips_or_never_ends_takes_a_deadline_and_no_more(
         else:
             assert updater.check(settings, FACTS, models).state in ("away", "untrusted")
         assert time.monotonic() - begun < 60.0
+        assert 0 < server.sent <= limit + 16384 + IN_SOCKETS
         assert models.serve().role == "factory"
 
 
