@@ -369,7 +369,9 @@ def test_time_is_noted_and_a_clock_set_back_revives_nothing(tuf: Tuf, models: Mo
     tuf.publish()
     tuf.write(tmp_path / "stick")
     settings = config(tuf, tmp_path, str(tmp_path / "stick"))
-    assert updater.check(settings, FACTS, models).state == "ok"
+    install(models, settings)
+    running = models.serve()
+    assert (running.role, running.number) == ("active", 1)
     assert models.state.time_s == NOW.timestamp()
     late = Tuf(expires=NOW)
     tuf.timestamp.expires = tuf.snapshot.expires = late.expires
@@ -377,6 +379,8 @@ def test_time_is_noted_and_a_clock_set_back_revives_nothing(tuf: Tuf, models: Mo
     tuf.write(tmp_path / "stick")
     found = updater.check(settings, FACTS, models, now_s=NOW.timestamp() - 3650 * day_s)
     assert (found.state, found.chosen) == ("stale", None)
+    assert models.serve() == running
+    assert running.path.read_bytes() == MODEL
     with device(tmp_path / "other") as without:
         found = updater.check(settings, FACTS, without, now_s=NOW.timestamp() - 3650 * day_s)
         assert found.state == "ok", "the control: who has seen no signed time believes the clock"

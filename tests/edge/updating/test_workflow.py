@@ -429,6 +429,24 @@ def test_whatever_the_repository_does_the_model_runs_on_and_is_asked_again(pump:
     assert pump.ran == [1]
 
 
+def test_what_has_expired_is_told_and_the_model_that_runs_goes_on(pump: Pump) -> None:
+    pump.put(1)
+    pump.says = "commit", ""
+    pump.turns(2)
+    check = pump.check
+    pump.put(2)
+    pump.check = lambda *_: Checked("stale", "timestamp expired")  # type: ignore[method-assign]
+    for _ in range(2):
+        pump.turns(3)
+        assert (pump.last.step, pump.last.number, pump.last.reason) == ("idle", 1, "timestamp expired")
+        assert (pump.models.serve().role, pump.models.serve().number) == ("active", 1)
+        assert pump.ran == [1]
+        pump.again()
+    pump.check = check  # type: ignore[method-assign]
+    pump.turns(2)
+    assert pump.ran == [1, 2], "the control: signed anew it is taken"
+
+
 def test_a_hint_is_only_a_hint(pump: Pump) -> None:
     """Nobody polls here: what is looked at, is looked at because of the hint, and however many come, once."""
     pump.updates = Updates(
