@@ -21,7 +21,7 @@ import month
 import numpy as np
 import pytest
 from delivering import NODE, send, somebody
-from month import DRIFT, HOUR_S, JUMPS_H, SHIFTS, what
+from month import DRIFT, HOUR_S, JUMPS_H, PLAN, SHIFTS, what
 from mosquitto import Listener, Mosquitto, until
 from small_bundle import members
 
@@ -132,7 +132,7 @@ port = "/dev/null"
     def _back(self) -> None:
         sessions = self._events.sessions, self._answers.sessions
         self.broker.start()
-        until(lambda: self._events.sessions > sessions[0] and self._answers.sessions > sessions[1], 20)
+        until(lambda: self._events.sessions > sessions[0] and self._answers.sessions > sessions[1])
 
     def _people(self, hour: int, chance: random.Random) -> None:
         self.ask(*chance.choice(NONSENSE), "error")
@@ -150,7 +150,7 @@ port = "/dev/null"
         before = len(self._answers.payloads(topic))
         with somebody(self.broker) as person:
             send(person, f"amiss/{NODE}/request/{verb}", body)
-            until(lambda: len(self._answers.payloads(topic)) > before, 20)
+            until(lambda: len(self._answers.payloads(topic)) > before)
         answer: dict[str, Any] = json.loads(self._answers.payloads(topic)[before])
         assert answer["status"] == wanted, answer
         return answer
@@ -271,7 +271,7 @@ def growth(found: Month, settled_h: int) -> dict[str, float]:
 def account(found: Month) -> str:
     """Every record has arrived, or was told as dropped; what its end has left it in is said."""
     found.told()
-    until(lambda: found.listen() and found.dropped() == found.rows[-1]["dropped"], 20)
+    until(lambda: found.listen() and found.dropped() == found.rows[-1]["dropped"])
     counts = found.close()
     assert counts.accepted == counts.delivered + counts.waiting + counts.parked + counts.dropped
     assert (counts.waiting, counts.parked) == (0, 0)
@@ -282,19 +282,23 @@ def account(found: Month) -> str:
     return f"{counts.accepted} accepted, {len(found.heard)} arrived, {counts.dropped} told as dropped"
 
 
-def blamed_on_the_sensor(found: Month, hours: int) -> None:
-    """No fault of a sensor is an anomaly of the machine, and each that can be told is; the machine's own are told."""
+def blamed_on_the_sensor(found: Month, hours: int) -> Counter[str]:
+    """No fault of a sensor is an anomaly of the machine, and each that can be told is; the machine's own are told. How many
+    hours of which kind could be judged: not those of which something was dropped."""
+    judged: Counter[str] = Counter()
     faults = {"stuck": "stuck", "spikes": "spikes", "absent": "dropout", "range": "range"}
     for hour in range(hours):
         kind, span = what(hour), (hour, hour + 1)
         starts = len(found.events("anomaly_started", *span))
         if found.spared(hour) or found.row(hour)["dropped"] != found.row(hour + 1)["dropped"]:
             continue
+        judged[kind] += 1
         if kind in faults:
             assert faults[kind] in {event["reason"] for event in found.events("sensor_fault", *span)}, (hour, kind)
         if kind in ("unplugged", "silent", "loose"):
             assert found.events("gap", *span), (hour, kind)
         assert starts == (kind == "machine" and hour not in found.kept_still) or kind == "calm", (hour, kind, starts)
+    return judged
 
 
 def jumps_change_nothing(found: Month, hours: int) -> int:
@@ -311,7 +315,10 @@ def test_a_day_with_faults_on_every_hand(tmp_path: Path) -> None:
     with Month(tmp_path) as found:
         found.live(18, {12: signal.SIGKILL})
         print(account(found))
-        blamed_on_the_sensor(found, 18)
+        judged = blamed_on_the_sensor(found, 18)
+        print(f"hours judged: {dict(judged)}")
+        assert judged.keys() == {*PLAN.values(), "calm"}
+        assert judged.total() >= 15
         assert jumps_change_nothing(found, 18) == 3
         assert found.rows[-1]["open files"] <= 10
         assert found.rows[-1]["threads"] <= 6
@@ -338,8 +345,11 @@ def test_a_month_with_faults_on_every_hand(tmp_path: Path) -> None:
         print(f"at most {written / 1e6:.2f} MB written on a day, of {BUDGET / 1e6:.2f} MB; {usual / 1e6:.2f} MB usually")
         assert written <= 1.25 * BUDGET  # beyond it alerts are still written, and what is delivered is deleted
 
-        blamed_on_the_sensor(found, hours)
-        print(f"{jumps_change_nothing(found, hours)} jumps of the clock in calm hours")
+        judged, jumps = blamed_on_the_sensor(found, hours), jumps_change_nothing(found, hours)
+        print(f"hours judged: {dict(judged)}; {jumps} jumps of the clock in calm hours")
+        assert judged.total() >= 500
+        assert min(judged[kind] for kind in PLAN.values()) >= 12
+        assert jumps > 50
         for begin, end in SHIFTS:
             span = 24 * begin + 11, 24 * min(end, begin + 1) + 11
             assert [len(found.events(kind, *span)) for kind in ("anomaly_started", "new_normal")] == [1, 1], span
