@@ -6,19 +6,12 @@ from pathlib import Path
 
 import pytest
 from browser import browser, opened
-from mosquitto import Mosquitto, until
+from mosquitto import Mosquitto, free_port, until
 from playwright.sync_api import expect
 from small_bundle import build
 from test_agent import agent, configure, recording, send
 
 from deploy.machine import SerialPort
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def answers(port: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mosquitto import free_port
 
 from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
@@ -56,14 +57,6 @@ def start(*arguments: str | Path, by: tuple[str, ...] = ()) -> subprocess.Comple
 
 def torchrun(processes: int) -> tuple[str, ...]:
     return ("-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(free_port()))
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
