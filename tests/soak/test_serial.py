@@ -244,17 +244,17 @@ def suffer(folder: Path, broker: Mosquitto, count: int) -> tuple[list[str], list
             return [json.loads(payload)["type"] for payload in listener.payloads("amiss/n/s/event")]
 
         sensor.plug_in()
-        until(lambda: sensor.send(0.1) or online(), 30)  # type: ignore[func-returns-value]
+        until(lambda: sensor.send(0.1) or online())  # type: ignore[func-returns-value]
         for i in range(count):
             kind = KINDS[i % len(KINDS)] if i % 30 < 29 else "long away"
             sensor.send(1.0)
             before = len(kinds())
             trouble(sensor, "unplugged" if kind == "long away" and i % 30 < 29 else kind, rng)
             started = time.monotonic()
-            until(lambda: sensor.send(0.1) or online(), 30)  # type: ignore[func-returns-value]
+            until(lambda: sensor.send(0.1) or online())  # type: ignore[func-returns-value]
             back_s.append(time.monotonic() - started)
             sensor.send(0.5)
-            until(lambda: sensor.send(0.1) or len(kinds()) > before, 10)  # type: ignore[func-returns-value] # noqa: B023
+            until(lambda: sensor.send(0.1) or len(kinds()) > before)  # type: ignore[func-returns-value] # noqa: B023
         sensor.send(0.5)
         told = kinds()
     sensor.unplug()
