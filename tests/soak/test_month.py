@@ -27,6 +27,7 @@ from small_bundle import members
 
 from edge.bundle import write_bundle
 from edge.delivery.outbox import Counts, Outbox
+from edge.operating import episodes
 
 EVENT, BUDGET = f"amiss/{NODE}/pump/event", 4 * 1024 * 1024
 REPOSITORY = Path(__file__).parents[2]
@@ -181,7 +182,8 @@ port = "/dev/null"
             "memory": int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
             "open files": len(list((process / "fd").iterdir())),
             "threads": len(list((process / "task").iterdir())),
-            "files": len(state),
+            "files": len([file for file in state if file.parent.name != "episodes"]),
+            "episodes": len([file for file in state if file.parent.name == "episodes"]),
             "bytes": sum(file.stat().st_size for file in state),
         }
         self.rows.append(json.loads(line) | seen)
@@ -334,6 +336,8 @@ def test_a_month_with_faults_on_every_hand(tmp_path: Path) -> None:
         grown = growth(found, 48)
         print("growth a day:", {name: round(value, 2) for name, value in grown.items()})
         assert all(grown[name] <= most for name, most in MOST_A_DAY.items()), grown
+        # Two files for each; they grow with what happens, until the oldest go.
+        assert max(row["episodes"] for row in found.rows) <= 2 * episodes.MOST
 
         starts = [event["hour"] for event in found.events("anomaly_started")]
         most = max(sum(begin <= hour < begin + 24 for hour in starts) for begin in starts)
