@@ -27,9 +27,9 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("twins")
     quantize(run, folder / "small.amiss", precision="int8", budget=ANYTHING)
     # The same machine, later; what a seed makes does not depend on how much of it is asked for.
-    write_recording(folder / "later.csv", simulate(180, seed=1, rate_hz=50).part(6000))
-    faulty = simulate(180, seed=1, rate_hz=50, fault="imbalance", fault_at_s=150.0, severity=2.0)
-    write_recording(folder / "faulty.csv", faulty.part(6500))
+    write_recording(folder / "later.csv", simulate(180, seed=1, rate_hz=50).part(7000))
+    faulty = simulate(180, seed=1, rate_hz=50, fault="imbalance", fault_at_s=165.0, severity=2.0)
+    write_recording(folder / "faulty.csv", faulty.part(7500))
     return folder
 
 
