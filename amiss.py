@@ -445,17 +445,39 @@ def commission(
 
 @app.command()
 def inspect(
-    bundle: BundleFile,
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE|DIGEST", help="A file; with --repo also a digest, as events name it.", show_default=False
+        ),
+    ],
+    repo: Annotated[
+        Path | None, typer.Option(help="The repository that offers it: who signed it, for whom.", show_default=False)
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Replay the golden windows on this machine.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What is in a bundle, and does this machine compute what the build machine did?"""
+    """What is in a bundle, where it comes from, and does this machine compute what the build machine did?
+
+    amiss inspect pump.amiss · amiss inspect 0d6d1c2d --repo models (from the `model` of an event to recipe, data, signatures)
+    """
+    import hashlib
+
     import msgspec
 
     from edge.bundle import MODELS, Bundle, self_tests
     from edge.config import AlarmConfig
 
-    found = Bundle.open(bundle)
+    path = Path(bundle)
+    signed: dict[str, Any] = {}
+    if repo is not None:
+        from deploy import publish as publishing
+
+        by_digest = not path.exists() and set(bundle) <= set("0123456789abcdef")
+        digest = bundle if by_digest else hashlib.sha256(_bytes(path)).hexdigest()
+        there, signed = publishing.provenance(repo, digest)
+        path = (there or path) if by_digest else path
+    found = Bundle.open(path)
     # As set by default, and what could be asked for.
     budget = AlarmConfig(false_alarms="1/week") if found.head.tail else None
     policies = {"default": found.policy()} | ({"1/week": found.policy(budget)} if budget else {})
@@ -464,6 +486,7 @@ def inspect(
         "bytes": found.size,
         **msgspec.to_builtins(found.manifest),
         "false_alarms": {title: msgspec.to_builtins(policy.allowance) for title, policy in policies.items()},
+        **({"repository": signed} if signed else {}),
     }
     m = found.manifest
     models = ", ".join(f"{name} {m.files[name].size} bytes" for name in sorted(MODELS & m.files.keys()))
@@ -478,9 +501,14 @@ def inspect(
         f"  scorer       {m.scorer}, calibrated on {m.calibration_windows} windows, p ≥ {m.calibration_floor:.3g}",
         *(f"  false alarms {title}: {policy.sentence()}" for title, policy in policies.items()),
         *(f"  {name:12} {value}" for name, value in m.lineage.items()),
+        *([f"  offered      to {signed['audience']}, as number {signed['number']}"] if signed else []),
+        *(
+            f"  signed       {role} {by['version']} by {', '.join(by['keys'])}"
+            for role, by in (signed["signatures"] if signed else {}).items()
+        ),
     ]
     if verify:
-        proofs = self_tests(bundle)
+        proofs = self_tests(path)
         by_runtime = {p.runtime: {"worst": p.worst, "tolerance": p.tolerance} for p in proofs}
         data["self_test"] = by_runtime[found.backend.name] | {"runtimes": by_runtime}
         lines += [
@@ -1196,6 +1224,15 @@ def main() -> None:
 
 def _print(data: Any, lines: list[str], as_json: bool) -> None:
     print(json.dumps(data, indent=2) if as_json else "\n".join(lines))
+
+
+def _bytes(file: Path) -> bytes:
+    from edge.errors import NoInputError
+
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise NoInputError(f"{file}: {error.strerror}") from None
 
 
 def _say(line: str) -> None:

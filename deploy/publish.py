@@ -169,6 +169,29 @@ def held(folder: Path, what: str) -> Offer:
     return offer
 
 
+def provenance(folder: Path, digest: str, clock: Clock = utc_now) -> tuple[Path | None, dict[str, Any]]:
+    """From a model's digest, or its first eight or more characters, to its file in this repository and who signed what of it.
+
+    The file is None when somebody has deleted it. Raises `NoInputError` when no model of that digest is offered here.
+    """
+    repository = Repository(folder, clock)
+    found = [offer for offer in offers(repository.published()).values() if offer.digest.startswith(digest)]
+    if len(digest) < 8 or len(found) != 1:
+        raise NoInputError(
+            f"{digest[:16]}: {'several models' if found else 'no model'} of that digest in {folder}; `amiss publish --list` "
+            "shows what is offered"
+        )
+    (offer,) = found
+    file = repository.bundles / f"{offer.digest}.{offer.path}"
+    data = {
+        "number": offer.number,
+        "audience": _audience(offer) + (", held" if offer.held else ""),
+        "note": offer.note,
+        "signatures": {role: {"version": repository.signed(role).version, "keys": repository.signers(role)} for role in ROLES},
+    }
+    return (file if file.is_file() else None), data
+
+
 def listing(folder: Path, clock: Clock = utc_now) -> dict[str, Any]:
     """What is offered to whom, and until when everything is good."""
     repository = Repository(folder, clock)

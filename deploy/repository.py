@@ -32,7 +32,7 @@ from tuf.api.exceptions import RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
 from tuf.api.serialization import DeserializationError
 
-from deploy.keyfiles import KeyRing
+from deploy.keyfiles import KeyRing, name_of
 from edge.errors import AccessError, BusyError, CannotCreateError, NoInputError, UntrustedError
 from edge.files import at_once
 from edge.updating.fetch import DAYS_FIELD, SIGNED_FIELD
@@ -191,6 +191,14 @@ class Repository:
         """What readers are told now; `targets` may be newer, when its publisher has only handed it over."""
         version = self.snapshot.meta["targets.json"].version
         return self.targets if version == self.targets.version else _targets(self._read(f"{version}.targets.json"))
+
+    def signers(self, role: str) -> list[str]:
+        """Names of the keys, in force now, that have signed what is there of a role."""
+        signed = self.signed(role)
+        name = "timestamp.json" if role == "timestamp" else f"{signed.version}.{role}.json"
+        metadata: Metadata[Any] = Metadata.from_bytes(self._read(name))
+        result = self.root.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+        return sorted(map(name_of, result.signed.values()))
 
     def _at_hand(self, role: str, ring: KeyRing) -> bool:
         found = self.root.roles[role]

@@ -3,6 +3,7 @@
 Fitted on any other model's outputs, the calibrator's promise would be void: the int8 scores are not the float scores.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -122,7 +123,7 @@ def pack(
         "head.npz": pack_head(Head(scorer, calibrator, explainer, reference, usual, tail)),
         "golden.npz": pack_golden(golden),
         "README.md": _card(manifest).encode(),
-        "bom.cdx.json": _bill_of_materials(manifest).encode(),
+        "bom.cdx.json": _bill_of_materials(manifest, models).encode(),
     }
     if stream is not None:
         members["stream.onnx"] = stream
@@ -192,9 +193,12 @@ def _table(sections: Mapping[str, Mapping[str, object]]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _bill_of_materials(manifest: Manifest) -> str:
-    """CycloneDX 1.6: one machine-learning model and the data it was made from."""
-    data = {key.removeprefix("data/"): value for key, value in manifest.lineage.items() if key.startswith("data/")}
+def _bill_of_materials(manifest: Manifest, models: Mapping[str, bytes]) -> str:
+    """CycloneDX 1.6: one machine-learning model, the files that hold it, the data and the programs it was made with."""
+    lineage = manifest.lineage
+    data = {key.removeprefix("data/"): value for key, value in lineage.items() if key.startswith("data/")}
+    data |= {"all recordings": lineage["data"]} if "data" in lineage else {}
+    programs = {"amiss": lineage.get("program"), "torch": lineage.get("torch"), "onnxruntime": lineage.get("onnxruntime")}
     component = {
         "type": "machine-learning-model",
         "bom-ref": "model",
@@ -204,29 +208,46 @@ def _bill_of_materials(manifest: Manifest) -> str:
             "modelParameters": {
                 "approach": {"type": "self-supervised"},
                 "task": "anomaly detection",
+                **({"architectureFamily": lineage["encoder"]} if "encoder" in lineage else {}),
                 "inputs": [{"format": f"float32 (batch, {len(manifest.channels)}, {manifest.window})"}],
                 "outputs": [{"format": f"float32 {', '.join(OUTPUTS)}"}],
                 "datasets": [{"ref": f"data-{i}"} for i in range(len(data))],
-            }
+            },
+            "quantitativeAnalysis": {
+                "performanceMetrics": [
+                    {"type": name, "value": f"{value:.6g}"} for name, value in sorted(manifest.metrics.items())
+                ]
+            },
         },
+        "properties": [
+            {"name": f"amiss:{name}", "value": lineage[name]}
+            for name in ("recipe", "run", "checkpoint", "seed")
+            if name in lineage
+        ],
     }
+    files = [
+        {"type": "file", "bom-ref": name, "name": name, "hashes": [_sha256(hashlib.sha256(content).hexdigest())]}
+        for name, content in sorted(models.items())
+    ]
     sets = [
-        {
-            "type": "data",
-            "bom-ref": f"data-{i}",
-            "name": name,
-            "hashes": [{"alg": "SHA-256", "content": digest}],
-        }
+        {"type": "data", "bom-ref": f"data-{i}", "name": name, "hashes": [_sha256(digest)]}
         for i, (name, digest) in enumerate(data.items())
     ]
+    tools = [{"type": "application", "name": name, "version": version} for name, version in programs.items() if version]
     # Named after what it describes, so that the same bundle gets the same serial number.
-    serial = uuid.uuid5(uuid.NAMESPACE_URL, f"amiss:{manifest.name}:{manifest.version}:{sorted(manifest.lineage.items())}")
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, f"amiss:{manifest.name}:{manifest.version}:{sorted(lineage.items())}")
     bom = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "serialNumber": f"urn:uuid:{serial}",
         "version": 1,
-        "metadata": {"timestamp": manifest.created, "component": component},
-        "components": sets,
+        "metadata": {"timestamp": manifest.created, "tools": {"components": tools}, "component": component},
+        "components": files + sets,
+        "dependencies": [{"ref": "model", "dependsOn": [one["bom-ref"] for one in files + sets]}],
     }
     return json.dumps(bom, indent=2) + "\n"
+
+
+def _sha256(digest: str) -> dict[str, str]:
+    return {"alg": "SHA-256", "content": digest}

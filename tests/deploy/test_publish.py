@@ -1,6 +1,7 @@
 """What is published, a real TUF client finds, from the folder and from the broker; and what went wrong half-way it does not."""
 
 import hashlib
+import json
 import re
 import shlex
 import shutil
@@ -629,3 +630,34 @@ def test_the_page_tells_the_truth(run: Run, make: Make, mosquitto: Mosquitto, tm
     assert repository.sign(found.targets, found.root, KeyRing([tmp_path / "new-laptop"], words)) == good
     at.write_bytes(good)
     device("another").offers()
+
+
+def test_from_the_digest_of_an_event_to_recipe_data_and_signatures(run: Run, shop: Shop, make: Make, tmp_path: Path) -> None:
+    bundle = make("1", lineage={"recipe": "r" * 8, "data/may.csv": "d" * 8})
+    shop.publish(bundle, groups=["pumps"], hold=True)
+    digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
+    code, out, error = run("inspect", digest[:12], "--repo", "models")
+    assert code == 0, error
+    for line in (
+        f"digest       {digest}",
+        f"recipe       {'r' * 8}",
+        f"data/may.csv {'d' * 8}",
+        "offered      to group pumps, held, as number 1",
+        "signed       root 1 by root-1, root-2",
+        "signed       targets 2 by targets-1",
+    ):
+        assert line in out
+    code, out, error = run("inspect", str(bundle), "--repo", "models", "--json")
+    found = json.loads(out)
+    assert (code, found["digest"], found["repository"]["number"]) == (0, digest, 1)
+    assert found["repository"]["signatures"]["timestamp"]["keys"] == ["timestamp-1"]
+    for asked, code, says in [
+        ("0" * 12, 66, "no model of that digest"),
+        (digest[:4], 66, "of that digest"),
+        (str(make("2")), 66, "no model of that digest"),
+        ("none.amiss", 66, "none.amiss: No such file"),
+    ]:
+        found_code, _, error = run("inspect", asked, "--repo", "models")
+        assert (found_code, error.count("\n")) == (code, 1), error
+        assert says in error
+    assert run("inspect", digest)[0] == 66, "without a repository a digest is no file"

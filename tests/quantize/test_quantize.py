@@ -1,5 +1,6 @@
 """From a run to a bundle: whole or not at all, fitted on what is shipped, the same bytes for the same run."""
 
+import hashlib
 import json
 import os
 import zipfile
@@ -8,6 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 import quantize as package
 from edge.bundle import Bundle
@@ -74,12 +77,24 @@ def test_scorer_and_calibrator_are_those_of_the_model_that_is_shipped(
 def test_members_are_well_formed(made: tuple[Path, Quantized, list[Step]]) -> None:
     with zipfile.ZipFile(made[0]) as archive:
         card = archive.read("README.md").decode()
-        bom = json.loads(archive.read("bom.cdx.json"))
+        text = archive.read("bom.cdx.json").decode()
+        model = archive.read("model.onnx")
+    bom = json.loads(text)
+    published = JsonStrictValidator(SchemaVersion.V1_6)  # ships the schema as cyclonedx.org has it
+    assert published.validate_str(text) is None
+    assert published.validate_str(text.replace('"self-supervised"', '"self-taught"')) is not None, "the control"
     assert card.startswith("---\nlibrary_name: amiss\n")
     assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
     assert bom["metadata"]["component"]["type"] == "machine-learning-model"
-    refs = {component["bom-ref"] for component in bom["components"]}
-    assert {d["ref"] for d in bom["metadata"]["component"]["modelCard"]["modelParameters"]["datasets"]} == refs
+    parts = {component["bom-ref"]: component for component in bom["components"]}
+    sets = {d["ref"] for d in bom["metadata"]["component"]["modelCard"]["modelParameters"]["datasets"]}
+    assert sets == {ref for ref, component in parts.items() if component["type"] == "data"} != set()
+    assert parts["model.onnx"]["hashes"] == [{"alg": "SHA-256", "content": hashlib.sha256(model).hexdigest()}]
+    assert set(bom["dependencies"][0]["dependsOn"]) == parts.keys()
+    lineage = Bundle.open(made[0]).manifest.lineage
+    assert {p["name"]: p["value"] for p in bom["metadata"]["component"]["properties"]} == {
+        f"amiss:{name}": lineage[name] for name in ("recipe", "run", "checkpoint", "seed")
+    }
 
 
 def test_the_same_run_gives_the_same_bytes(
