@@ -152,6 +152,7 @@ class Serving:
         """What has to outlast a start of the agent."""
         return {
             "alarms": float(self.alarms),
+            "told": float(self._told),
             "since_alarm_h": self.hours - self._last_alarm_h if self.alarms else -1.0,
             "windows": float(self._windows),
             "strange": float(self._strange),
@@ -164,6 +165,7 @@ class Serving:
             raise ValueError(f"no state of a probation: {state}")
         self.alarms, since_h, self._windows, self._strange = int(values[0]), values[1], int(values[2]), int(values[3])
         self._last_alarm_h = self.hours - since_h if since_h >= 0 else -math.inf
+        self._told = max(self.alarms, int(min(state.get("told", 0.0), 1e9)))  # not there before: some were of one swarm
 
     def _count(self, seen: Seen) -> None:
         self._windows += seen.windows

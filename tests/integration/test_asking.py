@@ -53,9 +53,13 @@ class Sensor:
         self._thread.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def stop(self) -> None:
+        """It stands still; the port stays open."""
         self._stop.set()
         self._thread.join(5)
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
         self.port.close()
 
 

@@ -99,9 +99,9 @@ def test_a_start_of_the_agent_is_no_new_chance() -> None:
     second = Serving(BEFORE)
     second.load(first.state())
     assert (second.hours, second.alarms, second.evidence) == (first.hours, first.alarms, first.evidence)
-    ends = [(decision.action, after) for decision, after in (served(one, minute(alarms=1)) for one in (first, second))]
-    assert ends[0] == ends[1]
-    assert ends[0][0] == "roll back"
+    ends = [served(one, minute(alarms=1)) for one in (first, second)]
+    assert ends[0] == ends[1], "and for the same reason, to the word"
+    assert ends[0][0].action == "roll back"
     assert served(Serving(BEFORE), minute(alarms=1))[1] > ends[0][1], "the control: who remembers nothing takes longer"
     with pytest.raises(ValueError):
         second.load(first.state() | {"windows": float("nan")})
