@@ -651,6 +651,20 @@ def ask(
 
 
 @app.command()
+def rollback(
+    config: ConfigFile = Path("/etc/amiss/device.toml"),
+    reason: Annotated[str, typer.Option(help="For whoever asks later.")] = "asked for",
+    as_json: Json = False,
+) -> None:
+    """Back to the model before this one, and never to this one again. On the device; needs no network and no running agent."""
+    from edge import config as configs
+    from edge.operating.upgrade import roll_back
+
+    done = roll_back(configs.load(config), reason)
+    _print(done, [f"model {done['from']} is taken back: {done['reason']}"], as_json)
+
+
+@app.command()
 def check(config: ConfigFile, as_json: Json = False) -> None:
     """Try what `amiss run` needs to start: configuration, model, state folder, ports and broker."""
     _examine(config, as_json, quick=True)

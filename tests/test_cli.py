@@ -27,6 +27,8 @@ VERBS = [
     "quantize",
     "search",
     "inspect",
+    "rollback",
+    "fleet",
     "score",
     "evaluate",
     "run",

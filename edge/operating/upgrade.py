@@ -12,14 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from edge.bundle import AGENT_VERSION, SCHEMA, Bundle, SelfTest, unpack_arrays
 from edge.config import AlarmConfig, DeviceConfig
-from edge.errors import AmissError, BundleError
+from edge.errors import AmissError, BundleError, SinkUnavailableError, StorageError
 from edge.files import at_once
 from edge.head import Head
+from edge.operating import control
+from edge.operating.requests import RefusedError
 from edge.operating.stream import Stream
 from edge.scoring.backends import RUNTIMES, installed
 from edge.updating import updater
@@ -72,6 +75,39 @@ def _started(serving: Serving, broken: dict[str, str]) -> tuple[Bundle, SelfTest
         log.error("model %d does not start: %s", serving.number, error)
         broken[serving.digest] = str(error)
         return None
+
+
+def roll_back(config: DeviceConfig, reason: str) -> dict[str, Any]:
+    """By hand, on the device: by the agent, or where none runs in its store, for the next one that starts.
+
+    Returns the number of the model that it was, and why. Raises `RefusedError` when there is nothing to go back from, and
+    `SinkUnavailableError` when an agent runs and does not answer.
+    """
+    if config.update is None:
+        raise RefusedError("this device takes no models: there is no section [update] in its configuration")
+    place = config.state_path()
+    try:
+        answer = control.ask(place, "rollback", msgspec.json.encode({"reason": reason}))
+    except SinkUnavailableError:
+        if not (place / "models").is_dir():
+            raise
+        try:
+            models = Models(place / "models", Path(config.bundle))
+        except StorageError:  # somebody has it: an agent that starts, or that hangs
+            models = None
+        if models is None:
+            raise
+    else:
+        if answer.status == "error":
+            raise RefusedError(answer.error)
+        found: dict[str, Any] = answer.data
+        return found
+    with contextlib.closing(models):
+        serving = models.serve()
+        if serving.role == "factory":
+            raise RefusedError("the model of the configuration would run next; there is none before it")
+        models.mark_bad(serving.digest, reason)
+        return {"from": serving.number, "reason": reason}
 
 
 class Upgrade:

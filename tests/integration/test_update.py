@@ -1,6 +1,8 @@
 """A model is pushed, tried, runs and stays; worse ones do not. A real agent, a real repository, a real broker, a real port."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,8 +139,18 @@ def test_a_better_model_comes_worse_ones_do_not_and_a_person_takes_it_back(
         machine.offset = np.zeros((2, 1), np.float32)
         until(lambda: not json.loads(listener.payloads("amiss/n/s/state")[-1])["anomaly"])
 
-        answer = person.ask("rollback", reason="I liked the old one")
-        assert answer["data"]["from"] == 1
+        command = [
+            sys.executable,
+            "-m",
+            "amiss",
+            "rollback",
+            "--config",
+            tmp_path / "device.toml",
+            "--reason",
+            "I liked the old one",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == "model 1 is taken back: I liked the old one\n"
         until(lambda: progress(listener)["number"] == 0)
         assert "I liked the old one" in progress(listener)["reason"]
         assert "gap" not in types(listener), "the stream was never without a model"

@@ -13,9 +13,10 @@ from bad_models import BAD, packed
 
 from edge.bundle import Bundle
 from edge.config import DeviceConfig, MqttConfig, StreamConfig, UpdateConfig
-from edge.errors import BundleError, NoInputError
+from edge.errors import BundleError, NoInputError, SinkUnavailableError
 from edge.operating import upgrade
-from edge.operating.upgrade import Upgrade, open_serving
+from edge.operating.requests import RefusedError
+from edge.operating.upgrade import Upgrade, open_serving, roll_back
 from edge.scoring import backends
 from edge.updating.probation import Seen
 from edge.updating.shadow import ShadowReport, Side
@@ -233,3 +234,25 @@ def test_power_that_fails_now_and_then_on_probation_does_not_take_the_model_back
         now_s[0] = 3600 * hours
         made.verdict()
     assert models.serve().number == runs
+
+
+def test_by_hand_where_no_agent_runs(models: Models, tmp_path: Path) -> None:
+    bad = put(models, 1)
+    models.commit()
+    config = DeviceConfig(
+        node="n", bundle=str(tmp_path / "factory.amiss"), state_dir=str(tmp_path), mqtt=MqttConfig(host="h"),
+        streams={"s": StreamConfig(port="/dev/null")}, update=UpdateConfig(repository="/r", root="/r.json"),
+    )  # fmt: skip
+    with pytest.raises(SinkUnavailableError, match="no agent answers"):
+        roll_back(config, "who has the store may be an agent that starts")
+    models.close()
+    assert roll_back(config, "people complain") == {"from": 1, "reason": "people complain"}
+    with pytest.raises(RefusedError, match="none before it"):
+        roll_back(config, "once more")
+    again = Models(tmp_path / "models", tmp_path / "factory.amiss")
+    assert (again.serve().role, again.bad) == ("factory", {bad: "people complain"})
+    again.close()
+    with pytest.raises(RefusedError, match=r"no section \[update\]"):
+        roll_back(msgspec.structs.replace(config, update=None), "")
+    with pytest.raises(SinkUnavailableError):
+        roll_back(msgspec.structs.replace(config, state_dir=str(tmp_path / "none")), "")
