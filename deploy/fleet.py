@@ -36,7 +36,11 @@ def begin(ledger: Ledger, plant: Plant, plan: Plan, names: Sequence[str], *, res
                     f"{model} is being rolled out to {both[0]} and others; end that first: amiss fleet halt {model}"
                 )
             continue
-        if known.state in ("reverting", "reverted"):
+        if known.state == "reverting":
+            raise UsageError(
+                f"{plan.model} is being taken back ({known.reason}); amiss fleet revert {plan.model} goes on with that"
+            )
+        if known.state == "reverted":
             raise UsageError(f"{plan.model} was taken back ({known.reason}); devices never try it again: publish a new version")
         if known.plan.number != plan.number:  # offered anew since
             continue
@@ -105,9 +109,11 @@ class Controller:
         self._answers()
         now_s = self._wall()
         for member in self._members.values():
-            before = member.place
+            before, asked_s = member.place, member.asked_s
             late(self._plan, member, now_s, self._since_s if self._state == "reverting" else None)
             self._note(member, before)
+            if member.asked_s != asked_s:
+                self._changed.add(member.device)
         if self._save() and self._state == "running" and (known := self._ledger.get(self._id)).state != "running":
             self._turn_to(known.state)  # somebody has decided otherwise
         if self._state == "running":
