@@ -14,6 +14,12 @@ hypothesis.settings.register_profile("amiss", deadline=None)
 hypothesis.settings.load_profile("amiss")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes goes first: begun last, it would be waited for by everybody."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
     """A broker that takes everybody. Fails, and does not skip, where none is installed: without it nothing is shown."""

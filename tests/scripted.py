@@ -55,7 +55,7 @@ class Scripted:
                 self.published.append([])
                 with self.connection:
                     self._session(self.connection)
-            except OSError:
+            except (OSError, ValueError):  # the latter: closed by another thread while this one waited for it
                 if self._server.fileno() == -1:
                     return
 

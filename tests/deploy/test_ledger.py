@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mosquitto import until
 
 from deploy.brokers import free_port
 from deploy.ledger import LEASE_S, Ledger
@@ -41,11 +43,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     data = folder / "data"
     subprocess.run([*user, postgres("initdb"), "-D", data, "-U", "amiss", "-A", "trust", "-N"], check=True, capture_output=True)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-    control = [*user, postgres("pg_ctl"), "-D", data, "-w", "-l", folder / "log"]
-    subprocess.run([*control, "-o", options, "start"], check=True, stdout=subprocess.DEVNULL)
-    yield f"postgresql+psycopg://amiss:secret@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, stdout=subprocess.DEVNULL)
+    settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen([*user, postgres("postgres"), "-D", data, *options], stdout=log, stderr=log) as running,
+    ):
+        until(lambda: b"ready to accept connections" in (folder / "log").read_bytes())
+        yield f"postgresql+psycopg://amiss:secret@127.0.0.1:{port}/postgres"
+        running.send_signal(signal.SIGQUIT)  # nobody needs what is there
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

