@@ -81,7 +81,7 @@ def test_without_a_mosquitto_it_says_what_to_install_before_it_learns(tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_simulated_machine(tmp_path: Path) -> None:
     done = demo("--out", tmp_path / "out", "--json")
     assert done.returncode == 0, done.stderr[-3000:]
