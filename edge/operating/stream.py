@@ -18,7 +18,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from functools import partial
@@ -66,6 +66,9 @@ POINTS, POINT_NS = 600, 1_000_000_000
 RECENT_VALUES = 1 << 18
 """Of the signal that is kept in memory, channels and all: 1 MB."""
 RECENT_S = 60.0
+FORGIVING = ("false_alarm", "new_normal")
+MOST_AGAIN = 16
+"""Episodes that were forgiven under a model before: so many are shown to the next one."""
 SNAPSHOT_VALUES = 8192
 
 
@@ -481,7 +484,8 @@ class Stream:
     def replace(self, bundle: Bundle, *, head: Head | None = None, back: bool = False) -> None:
         """Go on with another model, of the same channels at the same rate, from the next window on. None is missed, for it has
         seen the newest samples by then. An episode that is on ends, with the reason `new model`; a commissioning is over
-        without a result. What was forgiven, and the head that was fitted on site, are the old model's and come back with it.
+        without a result. The head that was fitted on site is the old model's and comes back with it. What was forgiven is
+        shown to the new one as it was kept, and is forgiven as that sees it.
 
         `head`: fitted to this stream for that model. `back`: the model so far was taken back, and its heads are of no use any
         more. Raises `ConfigError` or `CannotCreateError`, and changes nothing. With the model that it has nothing is to do:
@@ -490,6 +494,7 @@ class Stream:
         if bundle.digest == self.bundle.digest:
             return
         pipeline = bundle.pipeline(self._alarm_config)
+        forgiven = self.pipeline.memory.names
         if back:
             self.heads.forget()
         heads = Heads(self.folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
@@ -507,6 +512,7 @@ class Stream:
         if (own := heads.load()) is not None:
             self._adopt(own, self._alarm_config)
         self._load_memory()
+        self._forgive_again(forgiven)
         with self._lock:
             recent = list(self._recent)
         if recent:
@@ -590,6 +596,28 @@ class Stream:
         if ours:
             # Some of its windows are like no prototype, and whoever has just said so is not to be told again.
             self._end(verdict.replace("_", " "), longest=True)
+
+    def _forgive_again(self, names: Sequence[str]) -> None:
+        """What a person said under another model holds under this one, as far as the windows were kept; the newest few, for it
+        is done between two chunks."""
+        memory, manifest = self.pipeline.memory, self.bundle.manifest
+        for name in memory.names:  # said before this model was replaced, and perhaps taken back since
+            if (episode := self.episodes.get(name)) is not None and episode.verdict not in FORGIVING:
+                memory.remove(name)
+        again = [name for name in names if name not in memory.names][-MOST_AGAIN:]
+        for name in again:
+            windows = self.episodes.windows(name)
+            try:
+                if windows is None or windows.shape[1:] != (len(manifest.channels), manifest.window):
+                    raise ValueError("no windows of this length were kept")
+                memory.add(name, self.pipeline.outputs(windows))
+            except ValueError as error:
+                log.warning("%s: what was forgiven as %s may be raised again: %s", self.name, name, error)
+        if names or memory.names:
+            try:
+                self._write_memory()
+            except RefusedError as error:
+                log.warning("%s: %s", self.name, error)
 
     def _newest_windows(self) -> Float32:
         """(n, C, N) of what the sensor says now, side by side, as many as the memory of the signal holds and at most 48."""

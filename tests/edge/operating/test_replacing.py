@@ -113,18 +113,14 @@ def test_numbers_go_on_and_an_open_episode_ends(tmp_path: Path, bundles: tuple[B
     assert [event.model for event in anomalies] == [old.digest, new.digest]
 
 
-def test_what_was_forgiven_and_learned_comes_back_with_its_model(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+def test_what_was_learned_on_site_comes_back_with_its_model(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
     old, new = bundles
     with closing(Told(tmp_path, old)) as told:
         told.feed(normal(200))
-        told.feed(normal(200, seed=1) + np.array([[0], [6]], np.float32))
-        told.stream.feedback(None, "false_alarm")
         told.stream.heads.keep(old.head, made="2026-01-01T00:00:00Z", windows=1, trusted=False)
         told.stream.replace(new)
-        assert told.stream.pipeline.memory.names == ()
         assert told.stream.heads.about is None
         told.stream.replace(old)
-        assert told.stream.pipeline.memory.names == ("n-b-s-1",)
         assert told.stream.heads.about is not None
 
 
@@ -203,3 +199,53 @@ def test_what_is_not_finite_is_counted_however_the_score_is_averaged(tmp_path: P
         assert (told.stream.seen().not_finite, told.stream.windows > 100) == (0, True)
         told.feed(x[:, 600:], size=1)
         assert told.stream.seen().not_finite == manifest.window // manifest.hop
+
+
+def forgiven(told: Told) -> str:
+    """A person calls the anomaly that is on a false alarm."""
+    told.feed(normal(400, seed=1) + np.array([[0], [6]], np.float32))
+    (episode,) = (event.id for event in told.stream.told() if event.type == "anomaly_started")
+    told.stream.feedback(episode, "false_alarm")
+    told.feed(normal(200, seed=2))
+    return episode
+
+
+def strange(told: Told) -> int:
+    """Windows of the same kind that count as strange, of a hundred."""
+    before = told.stream.strange
+    told.feed(normal(416, seed=3) + np.array([[0], [6]], np.float32))
+    found = told.stream.strange - before
+    told.feed(normal(400, seed=4))
+    return found
+
+
+def test_what_a_person_forgave_is_forgiven_by_the_next_model_too(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(400))
+        episode = forgiven(told)
+        under_the_old_one = strange(told)
+        told.stream.replace(new)
+        assert told.stream.pipeline.memory.names == (episode,)
+        assert strange(told) <= under_the_old_one + 10
+        told.stream.feedback(episode, "undo")
+        assert strange(told) > 80, "the control: without it all of them are"
+        told.stream.replace(old, back=True)
+        assert told.stream.pipeline.memory.names == (), "taken back under one it is taken back under the other"
+        assert strange(told) > 80
+
+
+def test_what_was_not_kept_is_said_and_ends_nothing(
+    tmp_path: Path, bundles: tuple[Bundle, Bundle], caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(400))
+        episode = forgiven(told)
+        for file in tmp_path.rglob(f"{episode}.npz"):
+            file.unlink()
+        told.stream.replace(new)
+        assert f"what was forgiven as {episode} may be raised again" in caplog.text
+        assert told.stream.pipeline.memory.names == ()
+        told.stream.replace(old)
+        assert told.stream.pipeline.memory.names == (episode,), "the old model's own memory is there"
