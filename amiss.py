@@ -794,6 +794,11 @@ def push(
     device: Annotated[list[str] | None, typer.Option(help="The device of this name.", show_default=False)] = None,
     config: BrokerFile = None,
     broker: Broker = None,
+    version: Annotated[
+        str | None,
+        typer.Option(metavar="NAME-VERSION", help="One that is held: take this. Needs --repo.", show_default=False),
+    ] = None,
+    repo: Annotated[Path | None, typer.Option(help="Folder of the repository that holds it.", show_default=False)] = None,
     watch: Annotated[
         float, typer.Option(metavar="MINUTES", help="Stay until every device has decided, at most so long.", min=0)
     ] = 0.0,
@@ -806,6 +811,15 @@ def push(
     """
     from deploy import push as pushing
     from edge import config as configs
+    from edge.errors import UsageError
+
+    if (version is None) != (repo is None):
+        raise UsageError("--version NAME-VERSION and --repo DIR go together: the number of a held model is in its repository")
+    number = None
+    if version is not None and repo is not None:
+        from deploy import publish as publishing
+
+        number = publishing.held(repo, version).number
 
     def tell(row: pushing.Row) -> None:
         if watch and not as_json:
@@ -813,7 +827,7 @@ def push(
 
     rows = pushing.push(
         _mqtt(config, broker), groups=group or (), devices=device or (), token=configs.load_token(config),
-        watch_s=60 * watch, said=tell,
+        number=number, watch_s=60 * watch, said=tell,
     )  # fmt: skip
     _print(pushing.as_data(rows), pushing.table(rows), as_json)
     if any(row.failed for row in rows):

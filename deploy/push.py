@@ -51,7 +51,7 @@ class Row(msgspec.Struct, kw_only=True):
         """It could not be asked, or tried a model since and did not keep it."""
         became = self.progress.became, self.progress.about
         news = became != (self.asked.became, self.asked.about)
-        return self.answer != "ok" or (news and became[0] in ("refused", "taken back"))
+        return self.answer != "ok" or (news and became[0] in ("refused", "taken back", "unfit"))
 
 
 def push(
@@ -60,11 +60,12 @@ def push(
     groups: Sequence[str] = (),
     devices: Sequence[str] = (),
     token: str | None = None,
+    number: int | None = None,
     watch_s: float = 0.0,
     said: Callable[[Row], None] = lambda row: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Row]:
-    """Ask the devices of these groups and names, or all; what they answered, by name.
+    """Ask the devices of these groups and names, or all; what they answered, by name. `number`: of a held offer to take.
 
     With `watch_s` it stays until each has decided, at most so long; `said` is told of every change meanwhile. Raises what
     `Plant` does.
@@ -76,7 +77,7 @@ def push(
         asked_s = clock()
         while True:
             while waiting and plant.room:
-                plant.ask(waiting.pop(0), "update")
+                plant.ask(waiting.pop(0), "update", **({} if number is None else {"number": number}))
                 asked_s = clock()
             for name in sorted(plant.turn(0.2) & rows.keys()):
                 if (progress := plant.devices[name].progress) is not rows[name].progress:

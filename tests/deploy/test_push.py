@@ -217,6 +217,17 @@ def test_the_command_line(mosquitto: Mosquitto, plant: dict[str, Device], device
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_one_that_is_held_is_asked_for_by_its_number(mosquitto: Mosquitto, plant: dict[str, Device]) -> None:
+    push(mosquitto.config(), devices=["pump-1"], number=7)
+    push(mosquitto.config(), devices=["fan-1"])
+    assert (plant["pump-1"].asked[0]["number"], "number" in plant["fan-1"].asked[0]) == (7, False)
+    done = subprocess.run(
+        [sys.executable, "-m", "amiss", "push", "--broker", "b", "--version", "pump-2"], capture_output=True, text=True
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "--repo" in done.stderr
+
+
 def test_without_a_broker_it_says_what_it_needs() -> None:
     done = subprocess.run([sys.executable, "-m", "amiss", "push"], capture_output=True, text=True)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
