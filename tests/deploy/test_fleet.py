@@ -301,6 +301,23 @@ def test_the_page_tells_the_truth(
             offer = publishing.held(shop.repo, "pump-2")
             kinds[offer.digest] = "good"
             crowd.offer(offer, path)
+            # To one of them by hand first, as the page says.
+            words = [
+                "push",
+                "--device",
+                "d-0007",
+                "--version",
+                "pump-2",
+                "--repo",
+                "models",
+                "--config",
+                "broker.toml",
+                "--watch",
+                "1",
+            ]
+            assert "--device pump-7 --version pump-2 --repo models --config broker.toml" in HOWTO
+            code, out, error = run(*words)
+            assert (code, running(crowd)) == (0, {0: 19, 1: 1}), error
         elif words[1] == "status":
             assert (
                 out.splitlines()[:5] == HOWTO[HOWTO.index("pump-2: done, 20 of 20 devices keep it\nstage") :].splitlines()[:5]
