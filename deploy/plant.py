@@ -60,6 +60,7 @@ class Plant:
         self.devices: dict[str, Device] = {}
         self.answers: list[Answer] = []
         """To our requests, since somebody last took them away."""
+        self._health: dict[str, HealthPayload] = {}  # of nodes that have not told where they are with their models
         self._body = {"transaction": self.name} | ({"token": token} if token else {})
         self._clock = clock
         self._sink = MqttSink(config, self.name, client_id=self.name, retained=True, clock=clock)
@@ -145,9 +146,13 @@ class Plant:
                     if node in self.devices:
                         self.devices[node].progress = progress
                     else:
-                        self.devices[node] = Device(node, progress)
-                case ["health"] if node in self.devices:
-                    self.devices[node].health = msgspec.json.decode(message.payload, type=HealthPayload)
+                        self.devices[node] = Device(node, progress, self._health.pop(node, None))
+                case ["health"]:
+                    health = msgspec.json.decode(message.payload, type=HealthPayload)
+                    if node not in self.devices:  # what is retained comes in any order
+                        self._health[node] = health
+                        return None
+                    self.devices[node].health = health
                 case ["response", verb]:
                     response = msgspec.json.decode(message.payload, type=Response)
                     if response.transaction != self.name:

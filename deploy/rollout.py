@@ -140,13 +140,15 @@ def measured(member: Member, health: HealthPayload) -> None:
     """What it counted since it was last heard; what it counted before that, from its start on, if this is the first time."""
     alarms = sum(stream.alarms for stream in health.streams.values())
     times_ms = [stream.latency_ms for stream in health.streams.values() if stream.latency_ms is not None]
-    anew = health.uptime_s < member.uptime_s  # it has been started since, and counts from zero
+    first, anew = not member.uptime_s, health.uptime_s < member.uptime_s  # the latter: it was started since, counts from zero
     hours = (health.uptime_s - (0.0 if anew else member.uptime_s)) / 3600
     more = alarms - (0 if anew else member.alarms)
     member.uptime_s, member.alarms = health.uptime_s, alarms
     if member.place in ("probation", "kept"):
-        member.hours_after += hours
         member.ms_after = max(times_ms, default=member.ms_after)
+        if first:  # how much of it was before, nobody knows
+            return
+        member.hours_after += hours
         if more > 0 and member.hours_after - member.alarm_h >= SWARM_H:
             member.alarms_after += 1
             member.alarm_h = member.hours_after

@@ -33,6 +33,18 @@ def test_who_is_there_is_known_at_once_and_what_they_say_as_it_comes(mosquitto: 
         assert plant.devices["pump-1"].health == HEALTH
 
 
+def test_health_that_is_heard_before_the_device_is_known_is_its_all_the_same(mosquitto: Mosquitto) -> None:
+    with Device(mosquitto.port, "pump-1"), Device(mosquitto.port, "pump-2") as late:
+        late.tell("update", b"")  # so that health alone is retained
+        late.tell("health", msgspec.json.encode(HEALTH))
+        with Plant(mosquitto.config(), watch=True) as plant:
+            plant.turn(0.2)
+            assert list(plant.devices) == ["pump-1"]
+            late.tell("update", msgspec.json.encode(at("idle")))
+            until(lambda: "pump-2" in plant.turn(0.1))
+            assert plant.devices["pump-2"].health == HEALTH
+
+
 def test_one_that_came_later_is_there_too(mosquitto: Mosquitto) -> None:
     with Device(mosquitto.port, "pump-1"), Plant(mosquitto.config()) as plant, Device(mosquitto.port, "pump-2"):
         until(lambda: plant.turn(0.1) == {"pump-2"})

@@ -58,7 +58,7 @@ class Device:
             self._say(step)
 
     def tell(self, topic: str, payload: bytes) -> None:
-        self._client.publish(f"amiss/{self._node}/{topic}", payload, 1, retain=True)
+        self._client.publish(f"amiss/{self._node}/{topic}", payload, 1, retain=True).wait_for_publish(10)
 
     def close(self) -> None:
         self._client.disconnect()

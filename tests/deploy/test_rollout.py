@@ -113,6 +113,14 @@ def test_what_it_counts_is_of_the_model_that_runs() -> None:
     assert (one.hours_before, one.alarms_before) == (101, 3)
 
 
+def test_what_was_counted_under_who_knows_which_model_counts_for_neither() -> None:
+    one = member("probation")
+    measured(one, health(300, 4, 5.0))
+    assert (one.hours_after, one.alarms_after, one.hours_before, one.ms_after) == (0, 0, 0, 5.0)
+    measured(one, health(302, 5, 5.0))
+    assert (one.hours_after, one.alarms_after) == (2, 1)
+
+
 def test_who_does_not_decide_in_time_is_absent() -> None:
     for place, absent in (("asked", True), ("probation", True), ("kept", False), ("waiting", False)):
         one = member(place, asked_s=1000.0)
