@@ -35,6 +35,7 @@ from edge.operating.host import Holder, Host
 from edge.scoring.backends import RUNTIMES, installed
 from edge.sensing.ports import Ports
 from edge.sensing.sources import port_source
+from edge.updating.store import glance
 
 LOOKS = 10
 """Times that something came until a channel without a value is one that has none."""
@@ -147,11 +148,23 @@ def _secrets(config: DeviceConfig, path: Path, environ: Mapping[str, str]) -> li
 def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle]) -> list[Finding]:
     bundle = Bundle.open(Path(config.bundle))
     proof = bundle.self_test()
+    found = []
+    if config.update is not None and (serving := glance(folder / "models")) is not None:
+        # The one that is pushed is what counts from here on; that of the configuration is what is left when all others fail.
+        spare = f"{bundle.manifest.name} {bundle.manifest.version}, golden scores within {proof.worst:.1g}"
+        try:
+            pushed = Bundle.open(serving.path)
+            proof, bundle = pushed.self_test(), pushed
+            on = ", on probation" if serving.role == "trial" else ""
+            found = [ok("model of last resort", spare), ok("models", f"number {serving.number} of the repository runs{on}")]
+        except AmissError as error:
+            repair = "start the agent: it goes back to the model before, and fetches this one again where it is still offered"
+            found = [warning("models", f"number {serving.number} cannot be used: {error}", repair)]
     changed = kept.load(folder).alarm
     policy = bundle.policy(configs.changed_alarm(config.alarm, changed))
     bundles.append(bundle)
     name = f"{bundle.manifest.name} {bundle.manifest.version} {bundle.digest[:16]}…"
-    found = [ok("model", f"{name}, golden scores within {proof.worst:.1g}"), ok("false alarms", policy.sentence())]
+    found += [ok("model", f"{name}, golden scores within {proof.worst:.1g}"), ok("false alarms", policy.sentence())]
     if changed:
         keys = ", ".join(f"alarm.{key}" for key in sorted(changed))
         found.append(ok("settings", f"{keys}: set while the agent ran, and stronger than device.toml"))

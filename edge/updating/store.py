@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 RESERVE_BYTES = 8 * 1024 * 1024
 """Left on the disk by a download: outbox and system want to go on writing."""
+STORE = "store"
 MOST_TRIES = 3
 """Starts that a model on trial is given. Power fails, so one is not enough; a model that kills the agent does so every time."""
 MOST_BAD = 256
@@ -123,6 +124,18 @@ class Serving:
     role: Literal["trial", "active", "previous", "factory"]
 
 
+def glance(folder: Path) -> Serving | None:
+    """What is to be run, for who only looks while an agent has the database. None: nothing was ever switched to here, or the
+    record cannot be read."""
+    state = _read_copy(folder / "models.json")
+    model = (state.pending if state.trying else state.active) if state else None
+    if model is None:
+        return None
+    return Serving(
+        folder / STORE / f"{model.digest}.amiss", model.digest, model.number, "trial" if state and state.trying else "active"
+    )
+
+
 class Models:
     """The folder's models. `factory` is the bundle of the configuration.
 
@@ -147,7 +160,7 @@ class Models:
         with _disk(folder):
             for place in (folder, self.store, self.incoming):
                 place.mkdir(parents=True, exist_ok=True)
-        copy = self._read_copy()
+        copy = _read_copy(self._copy)
         with self._guarded():
             try:
                 found = self._open()
@@ -167,7 +180,7 @@ class Models:
 
     @property
     def store(self) -> Path:
-        return self.folder / "store"
+        return self.folder / STORE
 
     @property
     def incoming(self) -> Path:
@@ -425,18 +438,6 @@ class Models:
             os.replace(draft, self._copy)
             _sync_folder(self.folder)
 
-    def _read_copy(self) -> State | None:
-        try:
-            copy = msgspec.json.decode(self._copy.read_bytes(), type=_Copy)
-            if hashlib.sha256(copy.state).hexdigest() != copy.sha256:
-                raise msgspec.ValidationError("not the bytes that were written")
-            return msgspec.json.decode(copy.state, type=State)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log.error("%s: cannot be read (%s); the database alone counts", self._copy, error)
-            return None
-
     def _open(self) -> State | None:
         with database.opened(self._database) as connection:
             if database.version(connection, self._database, _VERSION) == 0:
@@ -472,6 +473,19 @@ class Models:
 
     def _guarded(self) -> AbstractContextManager[None]:
         return database.guarded(self._database)
+
+
+def _read_copy(file: Path) -> State | None:
+    try:
+        copy = msgspec.json.decode(file.read_bytes(), type=_Copy)
+        if hashlib.sha256(copy.state).hexdigest() != copy.sha256:
+            raise msgspec.ValidationError("not the bytes that were written")
+        return msgspec.json.decode(copy.state, type=State)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.error("%s: cannot be read (%s); the database alone counts", file, error)
+        return None
 
 
 def _read(connection: sqlite3.Connection) -> State | None:

@@ -2,8 +2,10 @@
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ from edge.errors import AmissError, ConfigError, StorageError
 from edge.operating.doctor import examine
 from edge.operating.finding import Finding, as_data, exit_code, fault, ok, table, warning
 from edge.operating.host import Host
+from edge.updating.store import Model, Models
 
 COLUMNS = 'columns = ["vibration", "y", "current", "t", "speed"]'
 
@@ -472,3 +475,28 @@ def test_json(tmp_path: Path) -> None:
 def test_every_error_of_ours_has_a_cure_or_says_it_whole() -> None:
     assert fault("x", AmissError("no cure")).message == "no cure"
     assert fault("x", AmissError("cause; cure; and more")).repair == "cure; and more"
+
+
+def test_the_model_that_was_pushed_is_the_one_that_counts(tmp_path: Path, bundle: Path, sensor: Path) -> None:
+    more = f'[update]\nrepository = "{tmp_path}/models"\nroot = "{tmp_path}/root.json"'
+    config = device(tmp_path, bundle, sensor)
+    config.write_text(config.read_text() + more + "\n")
+    found = by_what(examine(config, quick=True, host=Sandbox()))
+    assert "models" not in found, "nothing was pushed yet"
+    pushed = build(tmp_path / "pushed.amiss", windows=1200)
+    digest = hashlib.sha256(pushed.read_bytes()).hexdigest()
+    with contextlib.closing(Models(tmp_path / "state" / "models", bundle)) as models:
+        models.put(Path(shutil.copy(pushed, models.incoming / "3.amiss")), digest)
+        models.stage(Model(digest, 3))
+        models.switch()
+        # An agent has the store: looking takes nothing from it.
+        found = by_what(examine(config, quick=True, host=Sandbox()))
+        assert found["models"].message == "number 3 of the repository runs, on probation"
+        assert digest[:16] in found["model"].message
+        assert found["model of last resort"].severity == "ok"
+        models.path(digest).write_bytes(b"damaged")
+        found = by_what(examine(config, quick=True, host=Sandbox()))
+        assert found["models"].severity == "warning"
+        assert "number 3 cannot be used" in found["models"].message
+        assert "start the agent" in found["models"].repair
+        assert digest[:16] not in found["model"].message
