@@ -855,7 +855,7 @@ def rollout(
     slower: Annotated[float, typer.Option(help="So many times the time for a window is too long.", min=1.1)] = 2.0,
     patience: Annotated[float, typer.Option(metavar="HOURS", help="For a device to decide.", min=0.001)] = 72.0,
     no_revert: Annotated[bool, typer.Option("--no-revert", help="When a gate does not hold, only halt.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with one that was halted.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with one that was halted, with these gates.")] = False,
     as_json: Json = False,
 ) -> None:
     """Bring a model to the fleet, stage by stage, and take it back when it is worse. Stays until that is over.
@@ -885,8 +885,12 @@ def rollout(
         Plant(_mqtt(config, broker), token=configs.load_token(config), watch=True) as plant,
     ):
         names = [name for name in plant.chosen(group or (), device or ()) if meant(name, plant.devices[name].progress.group)]
-        begun = fleet.begin(ledger, plant, plan, names, resume=resume)
-        _drive(ledger, plant, begun, as_json, meant)
+        done = _drive(ledger, plant, fleet.begin(ledger, plant, plan, names, resume=resume), meant)
+        members = ledger.members(done.id)
+    _print(fleet.as_data(done, members), fleet.table(done, members), as_json)
+    if done.state != "done":
+        raise typer.Exit(1)
+    _say(f"devices that come later: amiss publish {done.plan.model}.amiss, without --hold, offers it to all")
 
 
 @fleet_app.command()
@@ -946,7 +950,12 @@ def revert(
     reason: Annotated[str, typer.Option(help="For whoever asks later.")] = "somebody said so",
     as_json: Json = False,
 ) -> None:
-    """Take a model back from every device that a roll-out brought it to. They never try it again."""
+    """Take a model back from every device that a roll-out brought it to. They never try it again.
+
+    Exit code 1: a device was not heard, and may run it.
+    """
+    import time
+
     from deploy import fleet
     from deploy.plant import Plant
     from edge import config as configs
@@ -957,23 +966,26 @@ def revert(
         Plant(_mqtt(config, broker), token=configs.load_token(config), watch=True) as plant,
     ):
         back = fleet.revert(ledger, ledger.find(model), reason)
-        with contextlib.suppress(BusyError):  # whoever drives it takes it back
-            _drive(ledger, plant, back, as_json)
-            return
-        _say(f"{back.plan.model}: the process that drives the roll-out takes it back")
+        waits = False
+        while back.state == "reverting":
+            try:
+                back = _drive(ledger, plant, back)
+            except BusyError:  # whoever drives it takes it back; if it has died, that shows before long
+                if not waits:
+                    _say(f"{back.plan.model}: another process drives the roll-out, and takes it back")
+                waits = True
+                time.sleep(1.0)
+                back = ledger.get(back.id)
+        members = ledger.members(back.id)
+    _print(fleet.as_data(back, members), fleet.table(back, members), as_json)
+    if any(member.place == "absent" for member in members):
+        raise typer.Exit(1)
 
 
-def _drive(ledger: Any, plant: Any, rollout: Any, as_json: bool, meant: Any = None) -> None:
+def _drive(ledger: Any, plant: Any, rollout: Any, meant: Any = None) -> Any:
     from deploy import fleet
 
-    controller = fleet.Controller(ledger, plant, rollout, said=_say, **({"audience": meant} if meant else {}))
-    done = controller.drive()
-    members = ledger.members(done.id)
-    _print(fleet.as_data(done, members), fleet.table(done, members), as_json)
-    if done.state == "done":
-        _say(f"devices that come later: amiss publish {done.plan.model}.amiss, without --hold, offers it to all")
-    else:
-        raise typer.Exit(0 if meant is None and done.state == "reverted" else 1)
+    return fleet.Controller(ledger, plant, rollout, said=_say, **({"audience": meant} if meant else {})).drive()
 
 
 def _ledger(place: str | None, *, there: bool = False) -> Any:

@@ -69,6 +69,7 @@ class Simulated:
         self._uptime_h = 300.0 + self._chance.random() * 100  # of the agent, in its own time
         self._alarms = sum(self._chance.random() < ALARMS_PER_H for _ in range(300))
         self._runs = ""
+        self._known: set[str] = set()
         self._switched_h = self._told_h = self._uptime_h
         factory = folder.parent / "factory.amiss"
         factory.write_bytes(b"factory")
@@ -143,9 +144,11 @@ class Simulated:
     def _asked(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         body = json.loads(message.payload)
         verb = message.topic.rpartition("/")[2]
-        if verb == "update":
+        known = body["transaction"] in self._known  # as the agent's `Requests` does: answered again, and not done again
+        self._known.add(body["transaction"])
+        if verb == "update" and not known:
             self.updates.look_now(body.get("number"))
-        else:
+        elif not known:
             self.updates.roll_back(body["reason"])
         answer = Response(status="ok", data={}, transaction=body["transaction"])
         self._publish(topics.response(self.node, verb), msgspec.json.encode(answer), 1, retain=False)

@@ -1,5 +1,5 @@
-"""Roll-outs on disk: what was planned, where each device is, what was decided. SQLite in a file, or any database that
-SQLAlchemy speaks with by its URL, for those whose controller runs where there is one.
+"""Roll-outs on disk: what was planned, where each device is, what was decided. SQLite in a file, or PostgreSQL by its URL, for
+those whose controller moves between computers.
 
 One controller at a time drives a roll-out: it holds a lease, which it renews; when it dies another one can take over.
 """
@@ -25,7 +25,10 @@ _SCHEMA = 1
 def _column(name: str, hint: Any) -> sa.Column[Any]:
     """A field of `Member`, as a column."""
     kinds = set(get_args(hint)) if NoneType in get_args(hint) else {hint}
-    kind = next((sql for python, sql in ((float, sa.Float(53)), (int, sa.BigInteger())) if python in kinds), sa.Text())
+    kind = next(
+        (sql for python, sql in ((bool, sa.Boolean()), (float, sa.Float(53)), (int, sa.BigInteger())) if python in kinds),
+        sa.Text(),
+    )
     return sa.Column(name, kind, primary_key=name == "device", nullable=NoneType in kinds)
 
 
@@ -43,6 +46,8 @@ _rollouts = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("began_s", sa.Float(53), nullable=False),
     sa.Column("changed_s", sa.Float(53), nullable=False),
+    sa.Column("driven_s", sa.Float(53), nullable=False, default=0.0),
+    sa.Column("since_s", sa.Float(53), nullable=False, default=0.0),
     sa.Column("holder", sa.Text, nullable=False, default=""),
     sa.Column("held_until_s", sa.Float(53), nullable=False, default=0.0),
 )
@@ -66,6 +71,10 @@ class Rollout(msgspec.Struct, kw_only=True):
     began_s: float
     changed_s: float
     """Epoch."""
+    driven_s: float
+    """For which somebody has driven it, with a session: its own time;"""
+    since_s: float
+    """and when in that it came to its state."""
     driven: bool
     """A controller is at it now."""
 
@@ -82,10 +91,10 @@ class Ledger:
         try:
             self._url = sa.make_url(url)
             self._engine = sa.create_engine(self._url)
-        except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
+        except (sa.exc.ArgumentError, ModuleNotFoundError, ValueError) as error:  # the last: a port that is no number
             raise NoInputError(
-                f"--state {_shown(place)}: {str(error).splitlines()[0]}; a file, or postgresql+psycopg://USER@HOST/NAME with "
-                "`pip install psycopg[binary]`"
+                f"--state {_shown(place)}: {_cause(error)}; a file, or postgresql+psycopg://USER@HOST/NAME with `pip install "
+                "psycopg[binary]`"
             ) from None
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _careful)
@@ -161,14 +170,30 @@ class Ledger:
         finally:
             with self._transaction() as connection:
                 mine = _rollouts.update().where(_rollouts.c.id == rollout, _rollouts.c.holder == self._me)
-                connection.execute(mine.values(held_until_s=0.0))
+                connection.execute(mine.values(holder="", held_until_s=0.0))
 
-    def note(self, rollout: int, *, stage: int | None = None, state: State | None = None, reason: str | None = None) -> None:
-        values = {"stage": stage, "state": state, "reason": reason}
-        known = {name: value for name, value in values.items() if value is not None}
+    def note(
+        self,
+        rollout: int,
+        *,
+        state: State | None = None,
+        reason: str | None = None,
+        plan: Plan | None = None,
+        stage: int | None = None,
+        driven_s: float | None = None,
+        since_s: float | None = None,
+        expected: State | None = None,
+    ) -> bool:
+        """What is said of it now; whether it was. `expected`: only while it is in that state, and the lease is ours."""
+        values = {"state": state, "reason": reason, "stage": stage, "driven_s": driven_s, "since_s": since_s}
+        known: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        if plan is not None:
+            known["plan"] = _text(plan)
+        change = _rollouts.update().where(_rollouts.c.id == rollout)
+        if expected is not None:
+            change = change.where(_rollouts.c.state == expected, _rollouts.c.holder == self._me)
         with self._transaction() as connection:
-            change = _rollouts.update().where(_rollouts.c.id == rollout)
-            connection.execute(change.values(changed_s=self._clock(), **known))
+            return bool(connection.execute(change.values(changed_s=self._clock(), **known)).rowcount)
 
     def keep(self, rollout: int, members: Iterable[Member], new: Iterable[Member] = ()) -> None:
         """How these stand now; `new`: those that were not there before."""
@@ -180,7 +205,10 @@ class Ledger:
                 connection.execute(_members.update().where(*whose), rows)
 
     def _rollout(self, row: Any) -> Rollout:
-        known = {name: row[name] for name in ("id", "broker", "stage", "state", "reason", "began_s", "changed_s")}
+        known = {
+            name: row[name]
+            for name in ("id", "broker", "stage", "state", "reason", "began_s", "changed_s", "driven_s", "since_s")
+        }
         try:
             plan = msgspec.json.decode(row["plan"], type=Plan)
         except msgspec.MsgspecError as error:
@@ -218,4 +246,14 @@ def _row(member: Member) -> dict[str, Any]:
 
 def _shown(place: str) -> str:
     """Without a password."""
-    return sa.make_url(place).render_as_string(hide_password=True) if "://" in place else place
+    if "://" not in place:
+        return place
+    try:
+        return sa.make_url(place).render_as_string(hide_password=True)
+    except (sa.exc.ArgumentError, ValueError):
+        return place.partition("://")[0] + "://…"
+
+
+def _cause(error: Exception) -> str:
+    """Its first line, without the URL that it may repeat."""
+    return "no URL of a database" if isinstance(error, ValueError | sa.exc.ArgumentError) else str(error).splitlines()[0]

@@ -24,6 +24,8 @@ from edge.updating.workflow import Progress
 ASKED_S = 60
 """So long the broker keeps what is asked of a device that it cannot reach: whoever comes back later is asked again."""
 LONGEST_PAUSE_S = 60.0
+MOST = 1 << 53
+"""Of anything that a device counts."""
 
 
 @dataclass(slots=True)
@@ -56,12 +58,13 @@ class Plant:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = f"amiss-plant-{secrets.token_hex(4)}"
-        """Of this session; every request carries it as its transaction."""
+        """Of this session; the transactions of its requests begin with it."""
         self.devices: dict[str, Device] = {}
         self.answers: list[Answer] = []
         """To our requests, since somebody last took them away."""
         self._health: dict[str, HealthPayload] = {}  # of nodes that have not told where they are with their models
-        self._body = {"transaction": self.name} | ({"token": token} if token else {})
+        self._body = {"token": token} if token else {}
+        self._asked = 0
         self._clock = clock
         self._sink = MqttSink(config, self.name, client_id=self.name, retained=True, clock=clock)
         self.where = self._sink.where
@@ -103,13 +106,18 @@ class Plant:
         return [name for name, group in there.items() if not (groups or devices) or name in devices or group in groups]
 
     @property
+    def connected(self) -> bool:
+        return self._sink.connected
+
+    @property
     def room(self) -> int:
         """How many requests `ask` takes now."""
         return self._sink.room
 
     def ask(self, node: str, verb: str, **body: Any) -> None:
-        """Needs `room`."""
-        payload = msgspec.json.encode(body | self._body)
+        """Needs `room`. Each request is one of its own: a device answers the same one again without doing it again."""
+        self._asked += 1
+        payload = msgspec.json.encode(body | self._body | {"transaction": f"{self.name}-{self._asked}"})
         self._sink.publish(node, topics.request(node, verb), payload, expiry_s=ASKED_S)
 
     def turn(self, timeout_s: float) -> set[str]:
@@ -142,20 +150,22 @@ class Plant:
         try:
             match rest:
                 case ["update"]:
-                    progress = msgspec.json.decode(message.payload, type=Progress)
+                    progress = _plain(msgspec.json.decode(message.payload, type=Progress))
                     if node in self.devices:
                         self.devices[node].progress = progress
                     else:
                         self.devices[node] = Device(node, progress, self._health.pop(node, None))
                 case ["health"]:
                     health = msgspec.json.decode(message.payload, type=HealthPayload)
+                    if not _sensible(health):
+                        return None
                     if node not in self.devices:  # what is retained comes in any order
                         self._health[node] = health
                         return None
                     self.devices[node].health = health
                 case ["response", verb]:
                     response = msgspec.json.decode(message.payload, type=Response)
-                    if response.transaction != self.name:
+                    if not str(response.transaction).startswith(f"{self.name}-"):
                         return None
                     self.answers.append(Answer(node, verb, response))
                 case _:
@@ -163,3 +173,17 @@ class Plant:
         except msgspec.MsgspecError:  # cleared, or of another time
             return None
         return node
+
+
+def _plain(progress: Progress) -> Progress:
+    """What a device says of itself ends up on terminals and in databases, of which some take no NUL."""
+    return msgspec.structs.replace(
+        progress, reason=progress.reason.replace("\0", "")[:500], group=progress.group.replace("\0", "")[:200]
+    )
+
+
+def _sensible(health: HealthPayload) -> bool:
+    """Figures that one can reckon with, and keep."""
+    return 0 <= health.uptime_s < MOST and all(
+        0 <= stream.alarms < MOST and 0 <= (stream.latency_ms or 0.0) < MOST for stream in health.streams.values()
+    )

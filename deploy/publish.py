@@ -88,7 +88,9 @@ def publish(
             result = Published(there, written.total)
             result.lines = [f"{there.path} is offered already, as number {there.number}; --again offers it anew"]
             return result
-        gone = [] if keep or hold else [path for path, other in offers(targets).items() if _supersedes(offer, other)]
+        there_now = offers(targets).items()
+        older = [path for path, other in there_now if other.number <= offer.number and _supersedes(offer, other)]
+        gone = [] if keep or hold else older
         for path in gone:
             del targets.targets[path]
         targets.targets[offer.path] = _target(offer, data)

@@ -31,6 +31,8 @@ class Row(msgspec.Struct, kw_only=True):
     """When it last said where it is, on the clock of here."""
     asked: Progress
     """Where it was when it was asked."""
+    number: int | None = None
+    """Of the held offer that it was asked to take."""
 
     @property
     def outcome(self) -> str:
@@ -49,9 +51,9 @@ class Row(msgspec.Struct, kw_only=True):
     @property
     def failed(self) -> bool:
         """It could not be asked, or tried a model since and did not keep it."""
-        became = self.progress.became, self.progress.about
-        news = became != (self.asked.became, self.asked.about)
-        return self.answer != "ok" or (news and became[0] in ("refused", "taken back", "unfit"))
+        became, about = self.progress.became, self.progress.about
+        ours = (became, about) != (self.asked.became, self.asked.about) or (about is not None and about == self.number)
+        return self.answer != "ok" or (ours and became in ("refused", "taken back", "unfit"))
 
 
 def push(
@@ -72,7 +74,7 @@ def push(
     """
     with Plant(config, token=token, clock=clock) as plant:
         now = {name: plant.devices[name].progress for name in plant.chosen(groups, devices)}
-        rows = {name: Row(device=name, progress=progress, asked=progress) for name, progress in now.items()}
+        rows = {name: Row(device=name, progress=progress, asked=progress, number=number) for name, progress in now.items()}
         waiting = list(rows)
         asked_s = clock()
         while True:

@@ -2,6 +2,7 @@
 
     waiting ─▶ asked ─▶ trying ─▶ probation ─▶ kept             a device
                  │         └─────────┴──▶ failed                its own data, or its own days, spoke against the model
+                 ├──▶ unfit                                     made for other channels, another rate, a newer agent
                  └──▶ absent                                    nothing decided within the patience
 
     running ─▶ done                                             the roll-out
@@ -18,6 +19,8 @@ hold; the first that does not ends the roll-out, as soon as it can be known:
   one looks. It sees what no device alone can: thirty that each raise one alarm too many;
 - latency: the median of the devices takes less than `slower` times as long as before;
 - at least half of them were heard, and somebody keeps the model.
+
+Time is the roll-out's own: it stands still while nobody drives it, or the broker is away.
 """
 
 import hashlib
@@ -39,8 +42,9 @@ LEAST_MS = 1.0
 """What takes less may take longer."""
 
 State = Literal["running", "done", "halted", "reverting", "reverted"]
-Place = Literal["waiting", "asked", "trying", "probation", "kept", "failed", "absent", "returned"]
-DECIDED = frozenset({"kept", "failed", "absent", "returned"})
+Place = Literal["waiting", "asked", "trying", "probation", "kept", "failed", "unfit", "absent", "returned"]
+DECIDED = frozenset({"kept", "failed", "unfit", "absent", "returned"})
+RUNS = ("probation", "kept")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,22 +74,24 @@ class Member(msgspec.Struct, kw_only=True):
     stage: int
     place: Place = "waiting"
     reason: str = ""
-    asked_s: float = 0.0
-    """Epoch, when it was first asked to take the model."""
+    asked_s: float | None = None
+    """Of the roll-out's time, when it was first asked to take the model."""
+    late: bool = False
+    """It is on probation for longer than the patience."""
     hours_before: float = 0.0
     alarms_before: int = 0
+    """What came within an hour of the last that counted is one alarm."""
     ms_before: float | None = None
     """For one window."""
     hours_after: float = 0.0
     alarms_after: int = 0
-    """What came within an hour of the last that counted is one alarm."""
     ms_after: float | None = None
     uptime_s: float = 0.0
     """Of the agent, and"""
     alarms: int = 0
     """alarms since its start, when it was last heard;"""
     alarm_h: float = -SWARM_H
-    """and where in `hours_after` the last alarm was that counted."""
+    """and after how many hours, before and after, the last one came that counted."""
 
 
 class Gates(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +102,7 @@ class Gates(msgspec.Struct, frozen=True, kw_only=True):
     decided: int
     kept: int
     failed: int
+    unfit: int
     absent: int
     hours: float
     """with the model, on all devices so far;"""
@@ -123,13 +130,18 @@ def members_of(devices: Mapping[str, str], stages: Sequence[float], seed: str) -
 
 def heard(plan: Plan, member: Member, progress: Progress, *, reverting: bool = False) -> None:
     """It says where it is with its models. `reverting`: it has been told to go back."""
+    about = progress.became if progress.about == plan.number else None
     if progress.digest == plan.digest:
+        if member.place not in RUNS:
+            member.uptime_s = 0.0  # what it has counted so far is of the model before
         member.place, member.reason = ("probation" if progress.step == "probation" else "kept"), ""
-    elif member.place in ("failed", "returned"):
+    elif member.place in ("failed", "unfit", "returned"):
         return
-    elif member.place in ("probation", "kept") or progress.about == plan.number:
+    elif member.place in RUNS or about in ("refused", "taken back"):
         member.place = "returned" if reverting and member.place != "waiting" else "failed"
         member.reason = progress.reason or f"is back on model {progress.number}"
+    elif about == "unfit":
+        member.place, member.reason = "unfit", progress.reason
     elif member.place in ("asked", "trying", "absent"):
         busy = progress.step in ("fetching", "trying", "waiting")
         member.place = "trying" if busy else "asked" if member.place == "trying" else member.place
@@ -140,37 +152,49 @@ def measured(member: Member, health: HealthPayload) -> None:
     """What it counted since it was last heard; what it counted before that, from its start on, if this is the first time."""
     alarms = sum(stream.alarms for stream in health.streams.values())
     times_ms = [stream.latency_ms for stream in health.streams.values() if stream.latency_ms is not None]
-    first, anew = not member.uptime_s, health.uptime_s < member.uptime_s  # the latter: it was started since, counts from zero
-    hours = (health.uptime_s - (0.0 if anew else member.uptime_s)) / 3600
-    more = alarms - (0 if anew else member.alarms)
+    first = not member.uptime_s
+    anew = health.uptime_s < member.uptime_s or alarms < member.alarms  # it was started since, and counts from zero
+    hours = (health.uptime_s - (0.0 if anew or first else member.uptime_s)) / 3600
+    more = alarms - (0 if anew or first else member.alarms)
     member.uptime_s, member.alarms = health.uptime_s, alarms
-    if member.place in ("probation", "kept"):
+    if member.place in RUNS:
         member.ms_after = max(times_ms, default=member.ms_after)
-        if first:  # how much of it was before, nobody knows
-            return
-        member.hours_after += hours
-        if more > 0 and member.hours_after - member.alarm_h >= SWARM_H:
-            member.alarms_after += 1
-            member.alarm_h = member.hours_after
-    elif member.place != "failed":
-        member.hours_before += hours
-        member.alarms_before += max(0, more)
+        if not first:  # how much of it was before, nobody knows
+            member.hours_after += hours
+            member.alarms_after += _apart(member, more)
+    elif member.place in ("waiting", "asked", "trying"):
         member.ms_before = max(times_ms, default=member.ms_before)
+        member.hours_before += hours
+        member.alarms_before += _apart(member, more)
+
+
+def _apart(member: Member, more: int) -> int:
+    """Of so many alarms that came since it was last heard, those that were not of one swarm, as far as one can tell."""
+    hours = member.hours_before + member.hours_after
+    count = min(more, int((hours - member.alarm_h) / SWARM_H))
+    if count > 0:
+        member.alarm_h = hours
+    return max(0, count)
 
 
 def late(plan: Plan, member: Member, now_s: float, back_s: float | None = None) -> None:
-    """It has had its time, since it was asked, or since all were told to go back."""
-    if not member.asked_s and member.place != "waiting":
+    """It has had its time, since it was asked, or since all were told to go back. Seconds of the roll-out."""
+    if member.asked_s is None and member.place != "waiting":
         member.asked_s = now_s  # somebody asked it and died before that was on the disk, or it has the model by other ways
-    open_ = member.place in ("asked", "trying", "probation") or (back_s is not None and member.place == "kept")
-    if open_ and now_s - (member.asked_s if back_s is None else back_s) > 3600 * plan.patience_h:
+    begun_s = member.asked_s if back_s is None else back_s
+    if begun_s is None or now_s - begun_s <= 3600 * plan.patience_h:
+        return
+    if member.place in ("asked", "trying") or (back_s is not None and member.place in RUNS):
         member.place, member.reason = "absent", member.reason or f"had not decided after {plan.patience_h:g} h"
+    elif member.place == "probation":
+        member.late = True
 
 
 def gates(plan: Plan, stage: int, members: Collection[Member]) -> Gates:
     """As they stand by this stage."""
     here = [member for member in members if member.stage <= stage]
     count = {place: sum(member.place == place for member in here) for place in DECIDED}
+    count["absent"] += sum(member.place == "probation" and member.late for member in here)
     known_h = sum(member.hours_before for member in members)
     fleet_per_h = (sum(member.alarms_before for member in members) + 1) / known_h if known_h else math.inf
     with_it = [member for member in members if member.hours_after]
@@ -189,6 +213,7 @@ def gates(plan: Plan, stage: int, members: Collection[Member]) -> Gates:
         decided=sum(count.values()),
         kept=count["kept"],
         failed=count["failed"],
+        unfit=count["unfit"],
         absent=count["absent"],
         hours=sum(member.hours_after for member in with_it),
         alarms=alarms,
@@ -211,8 +236,10 @@ def judge(plan: Plan, found: Gates) -> tuple[Literal["stay", "next", "halt"], st
         return "halt", f"a window takes {found.slower:.2g} times as long as before; {plan.slower:g} are bearable"
     if found.decided < found.devices:
         return "stay", ""
-    if found.devices and (2 * found.absent > found.devices or not found.kept):
+    if 2 * found.absent > found.devices:
         return "halt", f"{found.absent} of {found.devices} devices had not decided in time; are they on?"
+    if found.devices and not found.kept:
+        return "halt", f"none of {found.devices} devices keeps it, {found.unfit} cannot run it"
     return "next", ""
 
 

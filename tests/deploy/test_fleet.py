@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_a_good_model_reaches_all_of_them_the_canaries_first(roll: Roll, crowd: 
     done, members, said = roll("good")
     assert (done.state, places(members), running(crowd)) == ("done", {"kept": 20}, {1: 20})
     assert [line.split(",")[0] for line in said] == [f"pump-1: stage {i} of 3" for i in (1, 2, 3)] + ["pump-1: done"]
-    asked = [[member.asked_s for member in members if member.stage == stage] for stage in range(3)]
+    asked = [[member.asked_s or 0.0 for member in members if member.stage == stage] for stage in range(3)]
     assert [len(one) for one in asked] == [2, 4, 14]
     assert max(asked[0]) + day_s <= min(asked[1])
     assert max(asked[1]) + day_s <= min(asked[2])
@@ -137,7 +138,11 @@ def test_halted_and_not_taken_back_where_that_is_wanted(roll: Roll, crowd: Crowd
     assert (done.state, places(members)["waiting"]) == ("halted", 10)
     assert set(running(crowd)) == {0, 1}
     with pytest.raises(UsageError, match=r"was halted \(a window takes .*--resume"):
-        roll("slow")
+        roll("slow", stages=(0.5, 1.0), revert=False)
+    with pytest.raises(UsageError, match="with the stages 50%,100%; they stay"):
+        roll("slow", stages=(0.6, 1.0), revert=False, resume=True)
+    done, members, _ = roll("slow", stages=(0.5, 1.0), slower=10.0, resume=True)
+    assert (done.state, done.plan.slower, running(crowd)) == ("done", 10.0, {1: 20}), "with the gates that are given now"
 
 
 def test_one_that_is_off_holds_nobody_up_for_ever(roll: Roll, crowd: Crowd) -> None:
@@ -150,11 +155,55 @@ def test_one_that_is_off_holds_nobody_up_for_ever(roll: Roll, crowd: Crowd) -> N
     assert said[-1] == "pump-1: done, 19 of 20 devices keep it"
 
 
-def test_two_roll_outs_do_not_meet_on_one_device(roll: Roll, ledger: Ledger) -> None:
+def test_two_roll_outs_do_not_meet_on_one_device(roll: Roll, ledger: Ledger, mosquitto: Mosquitto) -> None:
     others = Plan(model="pump-9", number=9, digest="c" * 64)
-    ledger.begin(others, "elsewhere", [Member(device="d-0001", group="group-1", stage=0)])
+    ledger.begin(others, "another broker", [Member(device="d-0001", group="group-1", stage=0)])
+    here = ledger.begin(others, f"broker 127.0.0.1:{mosquitto.port}", [Member(device="d-0001", group="group-1", stage=0)])
     with pytest.raises(UsageError, match="pump-9 is being rolled out to d-0001"):
         roll("good")
+    ledger.note(here.id, state="halted")
+    assert roll("good")[0].state == "done", "of another plant's devices nobody knows the names"
+
+
+def test_to_one_first_and_then_to_all(crowd: Crowd, ledger: Ledger, mosquitto: Mosquitto, tmp_path: Path, roll: Roll) -> None:
+    kinds: dict[str, Kind] = crowd.devices[0]._kinds
+    offer, path = played.bundle(tmp_path, "1")
+    kinds[offer.digest] = "good"
+    crowd.offer(offer, path)
+    plan = Plan(model="pump-1", number=1, digest=offer.digest, stages=(1.0,))
+    with Plant(mosquitto.config(), watch=True) as plant:
+        first = fleet.begin(ledger, plant, plan, ["d-0007"])
+        done = fleet.Controller(ledger, plant, first, said=lambda line: None, audience=lambda node, group: False).drive()
+    assert (done.state, running(crowd)) == ("done", {0: 19, 1: 1})
+    done, members, _ = roll("good")
+    assert done.id != first.id
+    assert (places(members), running(crowd)) == ({"kept": 20}, {1: 20})
+
+
+def test_a_token_that_is_missing_speaks_against_no_model(roll: Roll, crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: played.Simulated, client: Any, userdata: Any, message: Any) -> None:
+        answer = {"status": "error", "error": "`token` is missing", "transaction": json.loads(message.payload)["transaction"]}
+        self._publish(f"amiss/{self.node}/response/update", json.dumps(answer).encode(), 1, retain=False)
+
+    for device in crowd.devices:
+        device.client.on_message = partial(refuse, device)
+    done, _, _ = roll("good")
+    assert (done.state, done.reason.split(": ")[1]) == ("halted", "`token` is missing")
+    for device in crowd.devices:
+        device.client.on_message = device._asked
+    assert roll("good", resume=True)[0].state == "done"
+
+
+def test_canaries_that_are_off_burn_no_version(roll: Roll, crowd: Crowd) -> None:
+    for device in crowd.devices:
+        device.client.unsubscribe(f"amiss/{device.node}/request/+")
+    time.sleep(0.3)
+    done, members, _ = roll("good", patience_h=1 / 3600)
+    assert (done.state, places(members)["absent"]) == ("halted", 2)
+    for device in crowd.devices:
+        device.client.subscribe(f"amiss/{device.node}/request/+", 1)
+    time.sleep(0.3)
+    assert roll("good", patience_h=60 / 3600, resume=True)[0].state == "done"
 
 
 def test_a_device_that_comes_later_is_of_the_last_stage(

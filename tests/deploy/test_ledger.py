@@ -5,6 +5,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +20,9 @@ from edge.errors import AmissError, BusyError, CannotCreateError, DataError, NoI
 
 PLAN = Plan(model="pump-2", number=7, digest="b" * 64, stages=(0.1, 1.0))
 MEMBERS = [
-    Member(device="pump-1", group="pumps", stage=0, place="kept", hours_after=1.5, ms_after=3.25, asked_s=1.7e9 + 0.123),
+    Member(
+        device="pump-1", group="pumps", stage=0, place="kept", hours_after=1.5, ms_after=3.25, asked_s=1.7e5 + 0.123, late=True
+    ),
     Member(device="pump-2", group="", stage=1, reason="'quotes' and \"more\""),
 ]
 
@@ -31,27 +34,28 @@ def postgres(program: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """A real PostgreSQL of its own, on a free port; its URL."""
-    folder = tmp_path_factory.mktemp("postgres")
     user: list[str] = []
-    if os.getuid() == 0:  # it refuses to run as root
-        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-        for parent in (folder, *folder.parents[:3]):
-            parent.chmod(0o755)
-        shutil.chown(folder, "postgres", "postgres")
-    port = free_port()
-    data = folder / "data"
-    subprocess.run([*user, postgres("initdb"), "-D", data, "-U", "amiss", "-A", "trust", "-N"], check=True, capture_output=True)
-    settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
-    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen([*user, postgres("postgres"), "-D", data, *options], stdout=log, stderr=log) as running,
-    ):
-        until(lambda: b"ready to accept connections" in (folder / "log").read_bytes())
-        yield f"postgresql+psycopg://amiss:secret@127.0.0.1:{port}/postgres"
-        running.send_signal(signal.SIGQUIT)  # nobody needs what is there
+    with tempfile.TemporaryDirectory(prefix="amiss-postgres-") as temporary:
+        if os.getuid() == 0:  # it refuses to run as root
+            user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            shutil.chown(temporary, "postgres", "postgres")
+        folder, port = Path(temporary), free_port()
+        data = folder / "data"
+        made = [*user, postgres("initdb"), "-D", data, "-U", "amiss", "-A", "trust", "-N"]
+        subprocess.run(made, check=True, capture_output=True, cwd=folder)
+        settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "fsync": "off"}
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        with (
+            (folder / "log").open("wb") as log,
+            subprocess.Popen(
+                [*user, postgres("postgres"), "-D", data, *options], stdout=log, stderr=log, cwd=folder
+            ) as running,
+        ):
+            until(lambda: b"ready to accept connections" in (folder / "log").read_bytes())
+            yield f"postgresql+psycopg://amiss:secret@127.0.0.1:{port}/postgres"
+            running.send_signal(signal.SIGQUIT)  # nobody needs what is there
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -95,6 +99,18 @@ def test_one_drives_at_a_time_and_who_dies_is_followed(place: str) -> None:
         assert not one.get(begun.id).driven
 
 
+def test_what_a_person_decides_is_not_overruled_by_who_drives(place: str) -> None:
+    with closing(Ledger(place)) as ledger:
+        rollout = ledger.begin(PLAN, "b", [])
+        with ledger.lease(rollout.id):
+            ledger.note(rollout.id, state="halted", reason="it is Friday")
+            assert not ledger.note(rollout.id, state="done", expected="running")
+            assert (ledger.get(rollout.id).state, ledger.get(rollout.id).reason) == ("halted", "it is Friday")
+            ledger.note(rollout.id, state="running")
+            assert ledger.note(rollout.id, stage=1, expected="running")
+        assert not ledger.note(rollout.id, state="done", expected="running"), "the lease is over"
+
+
 @pytest.mark.parametrize(
     ("what", "error", "says"),
     [
@@ -104,6 +120,8 @@ def test_one_drives_at_a_time_and_who_dies_is_followed(place: str) -> None:
         ("newer", DataError, "newer amiss"),
         ("no such driver", NoInputError, "postgresql"),
         ("no server", StorageError, "127.0.0.1"),
+        ("no port", NoInputError, "no URL of a database"),
+        ("no URL", NoInputError, "no URL of a database"),
     ],
 )
 def test_what_is_no_place_is_one_line_without_a_password(tmp_path: Path, what: str, error: type[AmissError], says: str) -> None:
@@ -121,6 +139,10 @@ def test_what_is_no_place_is_one_line_without_a_password(tmp_path: Path, what: s
                 connection.execute("UPDATE amiss_schema SET version = 99")
         case "no such driver":
             place = "postgresql+nothing://amiss:secret@127.0.0.1/x"
+        case "no port":
+            place = "postgresql+psycopg://amiss:secret@db:port/x"
+        case "no URL":
+            place = "post gres://amiss:secret@db/x"
         case "no server":
             place = f"postgresql+psycopg://amiss:secret@127.0.0.1:{free_port()}/x"
     with pytest.raises(error, match=says) as caught:

@@ -55,7 +55,7 @@ def test_what_is_no_news_of_a_device_is_left_alone(mosquitto: Mosquitto) -> None
     with Device(mosquitto.port, "pump-1") as pump, Plant(mosquitto.config(), watch=True) as plant:
         for topic, payload in (("update", b""), ("update", b"{"), ("health", b"[]"), ("response/update", b'{"status":"ok"}')):
             pump.tell(topic, payload)
-        pump.tell("response/update", msgspec.json.encode({"status": "ok", "transaction": plant.name}))
+        pump.tell("response/update", msgspec.json.encode({"status": "ok", "transaction": f"{plant.name}-1"}))
         until(lambda: plant.turn(0.1) == {"pump-1"})
         assert len(plant.answers) == 1
         assert (plant.devices["pump-1"].progress.step, plant.devices["pump-1"].health) == ("idle", None)

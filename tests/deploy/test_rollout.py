@@ -15,7 +15,9 @@ from edge.delivery.topics import HealthPayload, MqttHealth, StreamHealth
 from edge.updating.workflow import Became, Progress, Step
 
 PLAN = Plan(model="pump-2", number=7, digest="b" * 64)
-QUIET = Gates(devices=10, decided=10, kept=10, failed=0, absent=0, hours=0.0, alarms=0, bearable=0.0, evidence=0.0, slower=None)
+QUIET = Gates(
+    devices=10, decided=10, kept=10, failed=0, unfit=0, absent=0, hours=0.0, alarms=0, bearable=0.0, evidence=0.0, slower=None
+)
 
 
 def member(place: str = "asked", **more: object) -> Member:
@@ -69,7 +71,8 @@ def test_who_comes_first_is_the_same_for_a_model_and_another_for_the_next() -> N
         ("waiting", progress("idle", new=True), "kept"),
         ("probation", progress("idle", new=True, became="kept", about=7), "kept"),
         ("asked", progress("idle", became="refused", about=7), "failed"),
-        ("asked", progress("idle", became="unfit", about=7), "failed"),
+        ("asked", progress("idle", became="unfit", about=7), "unfit"),
+        ("unfit", progress("checking"), "unfit"),
         ("waiting", progress("idle", became="refused", about=7), "failed"),
         ("asked", progress("idle", became="refused", about=6), "asked"),
         ("probation", progress("idle", became="taken back", about=7), "failed"),
@@ -101,10 +104,12 @@ def test_what_it_counts_is_of_the_model_that_runs() -> None:
     assert (one.hours_before, one.alarms_before, one.ms_before) == (100, 2, 3.0)
     measured(one, health(101, 3, None))
     assert (one.hours_before, one.alarms_before, one.ms_before) == (101, 3, 3.0)
-    one.place = "probation"
-    measured(one, health(103, 4, 5.0))
-    measured(one, health(103.5, 6, 6.0))  # of one swarm
-    measured(one, health(105, 7, 6.0))
+    heard(PLAN, one, progress("probation", new=True))
+    measured(one, health(103, 9, 5.0))
+    assert (one.hours_before, one.hours_after, one.alarms_after) == (101, 0, 0), "how much of it was before nobody knows"
+    measured(one, health(105, 10, 5.0))
+    measured(one, health(105.5, 12, 6.0))  # of one swarm
+    measured(one, health(107, 13, 6.0))
     assert (one.hours_after, one.alarms_after, one.ms_after) == (4, 2, 6.0)
     measured(one, health(1, 1, 6.0))  # the agent was started anew
     assert (one.hours_after, one.alarms_after) == (5, 3)
@@ -113,29 +118,50 @@ def test_what_it_counts_is_of_the_model_that_runs() -> None:
     assert (one.hours_before, one.alarms_before) == (101, 3)
 
 
-def test_what_was_counted_under_who_knows_which_model_counts_for_neither() -> None:
-    one = member("probation")
-    measured(one, health(300, 4, 5.0))
-    assert (one.hours_after, one.alarms_after, one.hours_before, one.ms_after) == (0, 0, 0, 5.0)
-    measured(one, health(302, 5, 5.0))
-    assert (one.hours_after, one.alarms_after) == (2, 1)
+def test_what_it_counted_while_nobody_listened_counts() -> None:
+    one = member("probation", uptime_s=3600.0)
+    measured(one, health(21, 10))
+    assert (one.hours_after, one.alarms_after) == (20, 10)
+    measured(one, health(30, 4))  # fewer than before: it was started anew, and is ahead in time all the same
+    assert (one.hours_after, one.alarms_after) == (50, 14)
+    one = member("waiting")
+    for minute in range(10):  # a swarm is one alarm, before as after
+        measured(one, health(100 + minute / 60, 10 + minute))
+    assert one.alarms_before == 10
+
+
+def test_who_is_given_up_counts_for_neither() -> None:
+    one = member("absent", uptime_s=3600.0)
+    measured(one, health(50, 30))
+    assert (one.hours_before, one.alarms_before, one.hours_after) == (0, 0, 0)
 
 
 def test_who_does_not_decide_in_time_is_absent() -> None:
-    for place, absent in (("asked", True), ("probation", True), ("kept", False), ("waiting", False)):
+    for place, absent in (("asked", True), ("trying", True), ("kept", False), ("waiting", False)):
         one = member(place, asked_s=1000.0)
         late(PLAN, one, 1000.0 + 72 * 3600)
         assert one.place == place
         late(PLAN, one, 1001.0 + 72 * 3600)
         assert (one.place == "absent") is absent
     one = member("probation")
-    late(PLAN, one, 1e9)
-    assert (one.place, one.asked_s) == ("probation", 1e9), "who asked it died before it was written down"
+    late(PLAN, one, 1e6)
+    assert (one.place, one.asked_s) == ("probation", 1e6), "who asked it died before it was written down"
     one = member("kept", asked_s=1.0)
     late(PLAN, one, 1e9, back_s=1e9 - 3600)
     assert one.place == "kept"
     late(PLAN, one, 1e9, back_s=1e9 - 73 * 3600)
     assert one.place == "absent"
+
+
+def test_who_is_on_probation_for_long_is_waited_for_no_more_and_runs_it_all_the_same() -> None:
+    members = [member("probation", asked_s=0.0), member("kept", device="pump-2", asked_s=0.0)]
+    assert judge(PLAN, gates(PLAN, 0, members))[0] == "stay"
+    for one in members:
+        late(PLAN, one, 73 * 3600)
+    assert [one.place for one in members] == ["probation", "kept"]
+    found = gates(PLAN, 0, members)
+    assert (found.decided, found.absent) == (2, 1)
+    assert judge(PLAN, found)[0] == "next"
 
 
 @pytest.mark.parametrize(
@@ -151,6 +177,8 @@ def test_who_does_not_decide_in_time_is_absent() -> None:
         ({"slower": 2.1, "decided": 3}, "halt", "2.1 times as long"),
         ({"kept": 5, "absent": 5}, "next", ""),
         ({"kept": 4, "absent": 6}, "halt", "6 of 10 devices had not decided in time"),
+        ({"kept": 1, "unfit": 9}, "next", ""),
+        ({"kept": 0, "unfit": 9, "absent": 1}, "halt", "none of 10 devices keeps it, 9 cannot run it"),
         ({"devices": 0, "decided": 0, "kept": 0}, "next", ""),
     ],
 )
