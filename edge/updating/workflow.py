@@ -240,6 +240,7 @@ class Updates:
         while not self._device.quiet() and self._clock() < until_s and not self._stopping and self._back is None:
             self._show("waiting", "an episode is on, or a commissioning; the model changes when it is over")
             self._wake.wait(self._look_s)
+            self._wake.clear()  # a hint is for later; what ends the wait is looked at above
 
     def _switch(self) -> None:
         serving = self._serving = self._models.switch()  # some streams may have it, whatever `run` says

@@ -329,6 +329,20 @@ def test_an_episode_that_is_on_is_waited_for_but_not_for_ever(pump: Pump) -> Non
     assert pump.now_s >= PATIENCE_S
 
 
+def test_a_hint_while_it_waits_for_an_episode_to_end_wakes_it_once(pump: Pump, monkeypatch: pytest.MonkeyPatch) -> None:
+    awake: list[bool] = []
+
+    def quiet() -> bool:
+        awake.append(pump.updates._wake.is_set())
+        return len(awake) == 4
+
+    monkeypatch.setattr(pump, "quiet", quiet)
+    pump.put(1)
+    pump.updates.look_now()
+    pump.turns()
+    assert (awake, pump.ran) == ([True, False, False, False], [1])
+
+
 def test_a_person_takes_it_back_without_a_network(pump: Pump) -> None:
     pump.put(1)
     pump.says = "commit", ""
