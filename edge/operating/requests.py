@@ -86,8 +86,8 @@ class Snapshot(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Update(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """There may be something in the repository: look now."""
 
-    number: Annotated[int, Meta(ge=1, lt=2**53)] | None = None
-    """Take this one, though its offer is held until somebody asks."""
+    number: Annotated[int, Meta(ge=0, lt=2**53)] | None = None
+    """Take this one, though its offer is held until somebody asks. 0: none of those any more, and do not look either."""
 
 
 class Rollback(_Body, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -148,7 +148,13 @@ class Updates:
             raise self._failure
 
     def look_now(self, number: int | None = None) -> None:
-        """There may be something in the repository, or the offer of this number is to be taken; from any thread."""
+        """There may be something in the repository, or the offer of this number is to be taken; from any thread.
+
+        0: no held offer is to be taken any more. That is no reason to look.
+        """
+        if number == 0:
+            self._asked = None
+            return
         self._asked = number if number is not None else self._asked
         self._due_s = self._clock()
         self._wake.set()
@@ -193,8 +199,8 @@ class Updates:
         checked = self._device.check(asked)
         offer = checked.chosen
         unfit = sorted(checked.unfit, key=lambda one: one[0].number != asked)
-        if unfit and unfit[0][0].number == asked:
-            self._became = "unfit", unfit[0][0].number
+        if asked is not None and unfit and unfit[0][0].number == asked and (self._became or ("", 0))[1] != asked:
+            self._became = "unfit", asked  # what was found out about it is more than that it is not taken again
         if offer is None:
             self._show("idle", checked.reason or next((why for _, why in unfit), self._reason))
             return
@@ -216,14 +222,18 @@ class Updates:
                 self._models.mark_bad(offer.digest, tried.reason)
                 raise UnfitError(tried.reason)
             self._models.stage(offer)
-            self._wait_for_quiet()
+            self._wait_for_quiet(offer)
+            if not self._wanted(offer):
+                self._offer = None
+                raise RepositoryAwayError(f"model {offer.number} waits: nobody asks for it any more")
             if not self._stopping and self._back is None:
                 self._switch()
         except RepositoryAwayError as error:
             self._show("idle", str(error))
         except (UntrustedError, UnfitError, ConfigError, BundleError) as error:
             log.warning("model %d is not taken: %s", offer.number, error)
-            self._offer, self._became = None, ("refused", offer.number)
+            self._offer = None
+            self._decided("refused", offer.number)
             self._show("idle", f"model {offer.number} is not taken: {error}")
         except AmissError as error:  # of this device, not of the model
             log.warning("model %d waits: %s", offer.number, error)
@@ -235,9 +245,14 @@ class Updates:
         log.info("model %d is there again", serving.number)
         self._show("idle", "")
 
-    def _wait_for_quiet(self) -> None:
+    def _wanted(self, offer: Offer) -> bool:
+        return not offer.held or offer.number == self._asked
+
+    def _wait_for_quiet(self, offer: Offer) -> None:
         until_s = self._clock() + PATIENCE_S
         while not self._device.quiet() and self._clock() < until_s and not self._stopping and self._back is None:
+            if not self._wanted(offer):
+                return
             self._show("waiting", "an episode is on, or a commissioning; the model changes when it is over")
             self._wake.wait(self._look_s)
             self._wake.clear()  # a hint is for later; what ends the wait is looked at above
@@ -270,7 +285,8 @@ class Updates:
             self._models.commit()
             self._serving = self._models.serve()
             log.info("model %d has proved itself: %s", self._serving.number, reason)
-            self._offer, self._became = None, ("kept", self._serving.number)
+            self._offer = None
+            self._decided("kept", self._serving.number)
             self._show("idle", "")
         elif verdict == "roll back":
             self._take_back(reason)
@@ -286,9 +302,15 @@ class Updates:
         serving = self._go_on()
         self._back = self._halted = None
         self.taken_back += 1
-        self._became = "taken back", running.number
+        self._decided("taken back", running.number)
         log.warning("model %d was taken back: %s; model %d runs again", running.number, reason, serving.number)
         self._show("idle", f"model {running.number} was taken back: {reason}")
+
+    def _decided(self, became: Became, number: int) -> None:
+        """Whoever wants it once more asks once more."""
+        self._became = became, number
+        if self._asked == number:
+            self._asked = None
 
     def _go_on(self) -> Serving:
         """With the model that the store says, whatever runs."""

@@ -46,6 +46,12 @@ def test_a_request_is_done_and_its_transaction_comes_back() -> None:
     assert (verb, body.stream, body.minutes) == ("maintenance", "pump", 15)
 
 
+def test_the_number_of_no_model_is_said_too() -> None:
+    acted = Acted()
+    assert acted.ask("update", {"number": 0}).status == "ok"
+    assert acted.done[0][1].number == 0
+
+
 def test_nothing_at_all_is_an_empty_request() -> None:
     assert Acted().ask("ping", b"").status == "ok"
 
@@ -69,6 +75,7 @@ def test_nothing_at_all_is_an_empty_request() -> None:
         ("feedback", {"id": "a"}, "verdict"),
         ("commission", {"minutes": 5}, "stream"),
         ("snapshot", {"stream": "s", "seconds": 0}, "seconds"),
+        ("update", {"number": -1}, "number"),
     ],
 )
 def test_what_makes_no_sense_is_told_and_changes_nothing(verb: str, body: Any, says: str) -> None:

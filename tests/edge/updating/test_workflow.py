@@ -241,6 +241,58 @@ def test_what_became_of_the_last_one_is_told_in_one_word(pump: Pump) -> None:
     assert (now(), pump.asked) == (("unfit", 5), 5)
 
 
+@pytest.mark.parametrize("became", ["kept", "refused", "taken back"])
+def test_what_became_of_the_one_that_was_asked_for_stays_told(pump: Pump, became: str) -> None:
+    asked = pump.put(7)
+    pump.refusal = "says the same of everything" if became == "refused" else ""
+    pump.says = ("commit" if became == "kept" else "roll back"), ""
+    pump.updates.look_now(7)
+    pump.turns(2)
+    pump.offers.clear()
+    pump.unfit = [asked]
+    for number in (None, None, 7):
+        pump.updates.look_now(number)
+        pump.turns()
+        assert (pump.last.became, pump.last.about, pump.asked) == (became, 7, number)
+
+
+def test_a_request_for_a_held_one_is_withdrawn_by_zero(pump: Pump) -> None:
+    pump.trouble = RepositoryAwayError("no route")
+    pump.updates.look_now(7)
+    pump.turns(seconds=1.0)
+    assert pump.asked == 7
+    told = len(pump.told)
+    pump.updates.look_now(0)
+    pump.turns(seconds=1.0)
+    assert len(pump.told) == told, "it is no reason to look"
+    pump.turns(60, seconds=1.0)
+    assert (pump.asked, len(pump.told) > told) == (None, True)
+
+
+def test_one_that_is_withdrawn_while_it_waits_for_an_episode_to_end_does_not_run(
+    pump: Pump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = pump.put(7)
+    pump.offers[:] = [(msgspec.structs.replace(one, held=True), pump.offers[0][1])]
+    waited: list[int] = []
+
+    def quiet() -> bool:
+        waited.append(1)
+        if len(waited) == 3:
+            pump.updates.look_now(0)
+        return len(waited) > 5
+
+    monkeypatch.setattr(pump, "quiet", quiet)
+    pump.updates.look_now(7)
+    pump.turns()
+    assert (len(waited), pump.ran, pump.models.bad) == (3, [], {})
+    assert (pump.last.step, pump.last.reason) == ("idle", "model 7 waits: nobody asks for it any more")
+    assert pump.last.offered is None
+    pump.updates.look_now(7)
+    pump.turns(3)
+    assert pump.ran == [7], "the control: asked for again it does"
+
+
 def test_a_take_back_that_fails_is_done_again_and_costs_no_other_model(pump: Pump) -> None:
     for number in (1, 2):
         pump.put(number)
