@@ -46,7 +46,7 @@ class Checked:
     chosen: Offer | None = None
     """What to fetch. None: nothing newer is for this device."""
     unfit: tuple[tuple[Offer, str], ...] = ()
-    """Newer than what runs, and not for this device: why."""
+    """Newer than what runs or asked for, and not for this device: why."""
     skipped: tuple[str, ...] = ()
     """Targets of the repository that are no offers, and why."""
 
@@ -75,16 +75,18 @@ def check(
     floor_s = models.state.time_s
     models.note_time(rules.time_floor(floor_s, now, offline_s=reply.offline_s, online_s=reply.online_s))
     bad, floor, lost = models.bad, models.floor, models.lost
+    active = None if models.active is None else models.active.digest
     unfit = []
     for offer in reply.offers:
-        if offer.number > floor:
+        if offer.number > floor or (offer.number == facts.asked and offer.digest != active):  # who asked is to hear why not
             try:
                 if offer.digest in bad:
                     raise UnfitError(f"model {offer.number} was found bad here: {bad[offer.digest]}")
+                if offer.number <= floor:
+                    raise UnfitError(f"model {offer.number} is not newer than {floor}, which was committed here")
                 rules.fits(offer, facts, update.max_bytes)
             except UnfitError as error:
                 unfit.append((offer, str(error)))
-    active = None if models.active is None else models.active.digest
     chosen = rules.choose(reply.offers, facts, floor, bad, max_bytes=update.max_bytes, active=active, lost=lost)
     return Checked("ok", "", reply.offers, chosen, tuple(unfit), reply.skipped)
 

@@ -118,6 +118,18 @@ def test_from_a_stick(tuf: Tuf, models: Models, tmp_path: Path) -> None:
     assert updater.check(config(tuf, tmp_path, f"file://{tmp_path}/stick"), FACTS, models).chosen is None
 
 
+def test_who_asks_for_one_that_is_older_than_what_was_committed_hears_why_not(tuf: Tuf, models: Models, tmp_path: Path) -> None:
+    tuf.offer(2, held=True)
+    tuf.offer(3)
+    tuf.publish()
+    tuf.write(tmp_path / "stick")
+    settings = config(tuf, tmp_path, str(tmp_path / "stick"))
+    install(models, settings)
+    for asked, unfit in ((None, []), (3, []), (2, ["model 2 is not newer than 3, which was committed here"])):
+        found = updater.check(settings, msgspec.structs.replace(FACTS, asked=asked), models)
+        assert (found.chosen, [why for _, why in found.unfit]) == (None, unfit)
+
+
 def test_from_a_web_server_with_a_certificate_of_ones_own(tuf: Tuf, models: Models, tmp_path: Path) -> None:
     import ssl
 
