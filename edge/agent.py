@@ -554,6 +554,7 @@ class Agent:
 
     def _adopted(self, bundle: Bundle) -> None:
         self.bundle = bundle
+        self._promised()  # the streams have left out what it cannot tell
         log.info("model %s runs now", bundle.digest[:16])
         self._tell_info()
 

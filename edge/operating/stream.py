@@ -34,7 +34,7 @@ from edge.config import AlarmConfig, DeviceConfig
 from edge.delivery import Delivery, topics
 from edge.delivery.outbox import Kind, Outbox
 from edge.delivery.topics import EventPayload, StatePayload, StreamHealth
-from edge.errors import AmissError, CannotCreateError, DataError, SourceLostError
+from edge.errors import AmissError, CannotCreateError, ConfigError, DataError, SourceLostError
 from edge.event import Event
 from edge.files import at_once
 from edge.head import Head
@@ -145,7 +145,7 @@ class Stream:
         self._active_id: str | None = None
         self._judged_ns = 0  # end of the newest window
         self._learned = ""  # what came of the last commissioning
-        if (own := self.heads.load()) is not None:
+        if (own := self._own(bundle, self.heads, alarm)) is not None:
             self._adopt(own, alarm)
         self._load_memory()
 
@@ -360,6 +360,11 @@ class Stream:
             not_finite=self.not_finite,
         )
 
+    @property
+    def head_file(self) -> Path | None:
+        """Of the head that serves; None: the bundle's, also where the settings ask more than that of the machine can tell."""
+        return None if self.pipeline.head is self.bundle.head else self.heads.path
+
     def _latency_s(self) -> float | None:
         latencies = list(self._latencies)  # it grows in another thread
         return float(np.median(latencies)) if latencies else None
@@ -481,19 +486,24 @@ class Stream:
         """Have it done between two chunks, however long that takes. It may raise nothing that its caller could mend."""
         self._asked.put((action, Future()))
 
-    def replace(self, bundle: Bundle, *, head: Head | None = None, back: bool = False) -> None:
+    def replace(
+        self, bundle: Bundle, *, head: Head | None = None, back: bool = False, alarm: AlarmConfig | None = None
+    ) -> None:
         """Go on with another model, of the same channels at the same rate, from the next window on. None is missed, for it has
         seen the newest samples by then. An episode that is on ends, with the reason `new model`; a commissioning is over
         without a result. The head that was fitted on site is the old model's and comes back with it. What was forgiven is
         shown to the new one as it was kept, and is forgiven as that sees it.
 
         `head`: fitted to this stream for that model. `back`: the model so far was taken back, and its heads are of no use any
-        more. Raises `ConfigError` or `CannotCreateError`, and changes nothing. With the model that it has nothing is to do:
-        whoever heard no answer asks again.
+        more. `alarm`: its settings from now on; None: they stay. Raises `ConfigError` or `CannotCreateError`, and changes
+        nothing. With the model that it has nothing is to do: whoever heard no answer asks again.
         """
         if bundle.digest == self.bundle.digest:
             return
-        pipeline = bundle.pipeline(self._alarm_config)
+        alarm = alarm or self._alarm_config
+        pipeline = bundle.pipeline(alarm)
+        if head is not None:
+            bundle.policy(alarm, head)
         forgiven = self.pipeline.memory.names
         if back:
             self.heads.forget()
@@ -501,22 +511,35 @@ class Stream:
         if head is not None:
             made = topics.rfc3339(self._clock.now_ns())
             heads.keep(head, made=made, windows=head.calibrator.windows, trusted=False)
+        own = self._own(bundle, heads, alarm)
         self._end("new model")
         for event in pipeline.take_over(self.pipeline):
             self._put(event)
         if self._commissioning is not None:
             self._commissioning = None
             self._not_commissioned(ANOTHER_MODEL)
-        self.bundle, self.pipeline, self.heads = bundle, pipeline, heads
+        self.bundle, self.pipeline, self.heads, self._alarm_config = bundle, pipeline, heads, alarm
         self._memory_file = _memory_file(self.folder, bundle)
-        if (own := heads.load()) is not None:
-            self._adopt(own, self._alarm_config)
+        if own is not None:
+            self._adopt(own, alarm)
         self._load_memory()
         self._forgive_again(forgiven)
         with self._lock:
             recent = list(self._recent)
         if recent:
             self.pipeline.judge(_newest(recent, bundle.manifest.window - 1))  # one short of a window
+
+    def _own(self, bundle: Bundle, heads: Heads, alarm: AlarmConfig) -> Head | None:
+        """The head that was fitted on site. One that cannot tell what the settings ask, which were perhaps made for another
+        model, is left where it is: the bundle's serves, and the machine is watched."""
+        if (own := heads.load()) is None:
+            return None
+        try:
+            bundle.policy(alarm, own)
+        except ConfigError as error:
+            log.error("%s: the head that was fitted on site is left out, that of the bundle serves: %s", self.name, error)
+            return None
+        return own
 
     def stop(self) -> None:
         self._stopping.set()
@@ -718,7 +741,7 @@ class Stream:
             made = topics.rfc3339(self._clock.now_ns())
             self.heads.keep(head, made=made, windows=commissioning.windows, trusted=commissioning.trusted)
         except AmissError as error:  # no threshold for it, or no room on the disk: what was there goes on
-            self._adopt(self.heads.load() or self.bundle.head, self._alarm_config)
+            self._adopt(self._own(self.bundle, self.heads, self._alarm_config) or self.bundle.head, self._alarm_config)
             self._not_commissioned(str(error))
             return
         outcome = self._learned = f"fitted to {commissioning.windows} windows of this machine"

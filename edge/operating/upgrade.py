@@ -18,7 +18,7 @@ import msgspec
 
 from edge.bundle import AGENT_VERSION, SCHEMA, Bundle, SelfTest, unpack_arrays
 from edge.config import AlarmConfig, DeviceConfig
-from edge.errors import AmissError, BundleError, SinkUnavailableError, StorageError
+from edge.errors import AmissError, BundleError, ConfigError, SinkUnavailableError, StorageError
 from edge.files import at_once
 from edge.head import Head
 from edge.operating import control
@@ -173,7 +173,7 @@ class Upgrade:
         if stream.ring is None:
             return Tried("unknown", "nothing of the stream is recorded")
         stream.ask(stream.ring.flush)
-        head = stream.heads.path
+        head = stream.head_file
         result = try_out(
             Order(
                 candidate=str(candidate.resolve()),
@@ -230,17 +230,32 @@ class Upgrade:
         if bundle.digest != serving.digest:
             raise BundleError(f"{serving.path}: not the file that it was a moment ago")
         bundle.self_test()
-        bundle.policy(self._alarm())
         tried = serving.role == "trial"
+        alarm = self._promised(bundle, tried=tried)
         bad = self._models.bad
         for name, stream in self._streams.items():
             back = stream.bundle.digest in bad
-            stream.ask(partial(stream.replace, bundle, head=self._fitted.get(name) if tried else None, back=back))
+            head = self._fitted.get(name) if tried else None
+            stream.ask(partial(stream.replace, bundle, head=head, back=back, alarm=alarm))
         self._bundle, self._path = bundle, serving.path
         self._fitted, self._watched = {}, {}
         if tried:
             self._watch(self._before, {})
         self._adopted(bundle)
+
+    def _promised(self, bundle: Bundle, *, tried: bool) -> AlarmConfig:
+        """The settings that hold now. What was set for a model on trial may be more than the one before can tell: that goes on
+        with those of the configuration, or the worse one would run for ever."""
+        alarm = self._alarm()
+        try:
+            bundle.policy(alarm)
+        except ConfigError as error:
+            if tried:
+                raise
+            alarm = self._config.alarm
+            bundle.policy(alarm)
+            log.error("the alarm is set as the configuration says again: %s", error)
+        return alarm
 
     def verdict(self) -> tuple[Action, str]:
         """The worst of the streams; it stays when it has proved itself in all of them that say anything, and that is one at

@@ -18,6 +18,7 @@ from edge.bundle import Bundle
 from edge.errors import CannotCreateError, ConfigError
 from edge.operating import settings as kept
 from edge.operating.http import Server
+from edge.operating.requests import Config
 from edge.operating.settings import Learning, Settings
 
 
@@ -56,6 +57,24 @@ def test_a_setting_that_the_model_cannot_tell_is_left_out_at_the_start(
     assert "1e-09" in caplog.text
     with pytest.raises(ConfigError, match="cannot be told"), agent(tmp_path, alarm={"p_value": 1e-9}):
         """The control: what the file says is no matter of taste."""
+
+
+def test_a_setting_that_the_model_before_cannot_tell_is_left_out_when_that_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "other").mkdir()
+    finer = Bundle.open(build(tmp_path / "other" / "m.amiss"))
+    with agent(tmp_path) as started:
+        before = started.bundle
+        started.streams["s"].replace(finer)
+        started._adopted(finer)
+        p_value = (before.head.calibrator.floor * finer.head.calibrator.floor) ** 0.5
+        started._config(Config(set={"alarm.p_value": p_value}))
+        started._adopted(finer)
+        assert started._effective()["alarm"]["p_value"] == p_value, "the control: this one can"
+        started._adopted(before)
+        assert started._effective()["alarm"]["p_value"] is None
+    assert "cannot be told" in caplog.text
 
 
 def test_what_only_the_head_of_this_machine_can_tell_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from edge.config import AlarmConfig, DeviceConfig, MqttConfig, StreamConfig
 from edge.delivery import Delivery
 from edge.delivery.mqtt import MqttSink
 from edge.delivery.outbox import Outbox
+from edge.errors import ConfigError
+from edge.head import Head
 from edge.operating.clock import HostClock
-from edge.operating.heads import MOST
+from edge.operating.heads import MOST, Heads
 from edge.operating.stream import ANOTHER_MODEL, Stream
 from edge.sensing.sources import ReplaySource
 from edge.signal import Float32, Int64, Samples
@@ -26,7 +28,7 @@ PERIOD = 10_000_000
 class Told:
     """A stream on a disk of its own, and the end of every window that it judges."""
 
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, alarm: AlarmConfig | None = None) -> None:
         (folder / "r.csv").write_text("time," + ",".join(CHANNELS) + "\n0,0,0\n")
         config = DeviceConfig(
             node="n",
@@ -42,7 +44,7 @@ class Told:
             ReplaySource([folder / "r.csv"], CHANNELS),
             bundle,
             config,
-            config.alarm,
+            alarm or config.alarm,
             outbox=self.outbox,
             delivery=self._delivery,
             clock=HostClock(boot="b"),
@@ -178,6 +180,52 @@ def test_what_is_asked_again_forgets_nothing(tmp_path: Path, bundles: tuple[Bund
         for _ in range(2):  # the first answer was not heard
             told.stream.replace(old, back=True)
         assert told.stream.heads.about is not None
+
+
+def rarer(head: Head) -> AlarmConfig:
+    """A little more than this one can tell."""
+    return AlarmConfig(p_value=0.9 * head.calibrator.floor)
+
+
+def test_a_head_of_the_machine_that_cannot_tell_what_was_set_since_is_left_out(
+    tmp_path: Path, bundles: tuple[Bundle, Bundle], caplog: pytest.LogCaptureFixture
+) -> None:
+    new, old = bundles[0], Bundle.open(build(tmp_path / "m.amiss", windows=2000))
+    coarse = bundles[1].head
+    kept = Heads(tmp_path / "streams/s/heads", model=old.digest, scorer=old.manifest.scorer)
+    kept.keep(coarse, made="2026-01-01T00:00:00Z", windows=1, trusted=False)
+    with closing(Told(tmp_path, new)) as told:
+        told.feed(normal(200))
+        told.stream.use(rarer(coarse))
+        told.stream.replace(old, back=True)
+        assert (told.stream.bundle, told.stream.pipeline.head) == (old, old.head)
+        assert told.stream.pipeline.policy.p_value == rarer(coarse).p_value
+        assert told.stream.heads.about is not None, "it may serve again"
+        assert told.stream.head_file is None, "no candidate is held against it"
+        told.feed(normal(100, seed=1))
+    assert "cannot be told" in caplog.text
+    with closing(Told(tmp_path, old, rarer(coarse))) as told:
+        assert told.stream.pipeline.head is old.head, "nor is it a reason not to start"
+    with closing(Told(tmp_path, old)) as told:
+        assert told.stream.pipeline.head.calibrator.windows == coarse.calibrator.windows, "the control"
+        assert told.stream.head_file is not None
+
+
+def test_one_that_cannot_be_replaced_by_is_as_if_it_had_not_come(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, coarse = bundles
+    new = Bundle.open(build(tmp_path / "m.amiss", windows=2000))
+    with closing(Told(tmp_path, old)) as told:
+        told.feed(normal(200))
+        told.stream.use(rarer(coarse.head))
+        pipeline, heads = told.stream.pipeline, told.stream.heads
+        for bundle, head in ((coarse, None), (new, coarse.head)):
+            with pytest.raises(ConfigError, match="cannot be told"):
+                told.stream.replace(bundle, head=head)
+            assert (told.stream.bundle, told.stream.pipeline, told.stream.heads) == (old, pipeline, heads)
+        told.stream.replace(new)
+        assert told.stream.heads.about is None, "no head was kept for what did not come to run"
+        told.stream.replace(coarse, back=True, alarm=AlarmConfig())
+        assert told.stream.pipeline.policy.p_value == coarse.policy().p_value
 
 
 def test_how_long_it_takes_to_settle_may_change_while_it_runs(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:

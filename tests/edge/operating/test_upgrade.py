@@ -12,8 +12,8 @@ import pytest
 from bad_models import BAD, packed
 
 from edge.bundle import Bundle
-from edge.config import DeviceConfig, MqttConfig, StreamConfig, UpdateConfig
-from edge.errors import BundleError, NoInputError, SinkUnavailableError
+from edge.config import AlarmConfig, DeviceConfig, MqttConfig, StreamConfig, UpdateConfig
+from edge.errors import BundleError, ConfigError, NoInputError, SinkUnavailableError
 from edge.operating import upgrade
 from edge.operating.requests import RefusedError
 from edge.operating.upgrade import Upgrade, open_serving, roll_back
@@ -80,10 +80,15 @@ class Pump:
 
     def __init__(self, folder: Path) -> None:
         self.bundle: Bundle
-        self.heads = SimpleNamespace(path=None)
+        self.head_file: Path | None = None
         self.ring = SimpleNamespace(folder=folder, flush=lambda: None, share=0.5)
         self.online = True
         self.now = Seen(samples=0, windows=0, strange=0)
+        self.replaced: list[tuple[str, dict[str, Any]]] = []
+
+    def replace(self, bundle: Bundle, **how: Any) -> None:
+        self.bundle = bundle
+        self.replaced.append((bundle.digest, how))
 
     def ask(self, action: Callable[[], Any]) -> Any:
         return action()
@@ -190,6 +195,25 @@ def test_what_the_agent_divides_by_is_bounded() -> None:
     for wrong in ({"hop": 0}, {"window": 1 << 80}, {"rate_hz": 0.0}):
         with pytest.raises(msgspec.ValidationError):
             msgspec.json.decode(msgspec.json.encode(msgspec.to_builtins(MADE) | wrong), type=Made)
+
+
+# The switch.
+
+
+def test_what_was_set_meanwhile_keeps_no_model_from_being_taken_back(models: Models, caplog: pytest.LogCaptureFixture) -> None:
+    bad = put(models, 1)
+    made, pumps = device(models, "a", "b")
+    for pump in pumps.values():
+        pump.bundle = made._bundle
+    made._alarm = lambda: AlarmConfig(p_value=1e-9)
+    with pytest.raises(ConfigError, match="cannot be told"):
+        made.run(models.serve())  # one on trial that cannot tell what is asked
+    assert not pumps["a"].replaced
+    models.mark_bad(bad, "worse")
+    made.run(serving := models.serve())
+    for pump in pumps.values():
+        assert pump.replaced == [(serving.digest, {"head": None, "back": True, "alarm": AlarmConfig()})]
+    assert "as the configuration says again: alarm.p_value = 1e-09 cannot be told" in caplog.text
 
 
 # Probation.
