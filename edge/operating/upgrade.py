@@ -41,6 +41,8 @@ SURVIVED_S = 3600.0
 """Of service, after which the starts before are not the model's doing: power fails, too, and a probation takes days."""
 MOST_ENDED = 3
 """Trials of a model that are killed from outside, or say what makes no sense: once is chance, thrice is the model."""
+SILENT_S = 3600.0
+"""Without a window, after which a stream that has not served out its probation is not waited for: its sensor may be gone."""
 KEPT_EVERY_S = 600.0
 """What a probation has shown is written down so often; a start of the agent costs it no more than that."""
 
@@ -134,6 +136,7 @@ class Upgrade:
         self._ended: Counter[str] = Counter()  # by digest: trials that came to no end of their own
         self._before: dict[str, Before] = {}  # by stream, what that showed
         self._watched: dict[str, tuple[Watch, Seen]] = {}  # by stream, on probation
+        self._heard_s: dict[str, float] = {}  # by stream, when windows came last
         self._file = models.folder / "probation.json"
         self._kept_s = -math.inf
         self.stopping = False
@@ -259,31 +262,42 @@ class Upgrade:
 
     def verdict(self) -> tuple[Action, str]:
         """The worst of the streams; it stays when it has proved itself in all of them that say anything, and that is one at
-        least: a sensor that is silent for days keeps nothing up."""
+        least: a sensor that is silent for an hour keeps nothing up."""
         if not self._watched:
             self._resume()
+        now_s = self._monotonic()
         decisions = []
         for name, (watch, last) in self._watched.items():
             now = self._streams[name].seen()
             self._watched[name] = watch, now
+            if now.windows > last.windows:
+                self._heard_s[name] = now_s
             decisions.append((name, watch.update(_since(last, now))))
         self._keep()
         for name, decision in decisions:
             if decision.action == "roll back":
                 return "roll back", f"{name}: {decision.reason}"
-        heard = [(name, decision) for name, decision in decisions if self._watched[name][0].hours]
-        if heard and all(decision.action == "commit" for _, decision in heard):
-            return "commit", "; ".join(f"{name}: {decision.reason}" for name, decision in heard)
+        proved = [(name, decision.reason) for name, decision in decisions if decision.action == "commit"]
+        rest = [name for name, decision in decisions if decision.action != "commit"]
+        if proved and not any(self._speaks(name, now_s) for name in rest):
+            return "commit", "; ".join(f"{name}: {reason}" for name, reason in proved)
         return "go on", ""
+
+    def _speaks(self, name: str, now_s: float) -> bool:
+        silent_s = max(SILENT_S, 2 * self._watched[name][0].before.hop_s)  # a slow stream is silent most of the time
+        return now_s - self._heard_s.get(name, -math.inf) < silent_s
 
     def _watch(self, before: Mapping[str, Before], states: Mapping[str, dict[str, float]]) -> None:
         update = self._config.update
         hours = update.probation_hours if update else 24.0
         rules = Probation(hours=hours, per_week=self._alarm().per_week or Probation().per_week)
+        self._heard_s = {}
         for name, stream in self._streams.items():
             watch = Watch(before.get(name) or _unknown(self._bundle), rules)
             if name in states:
                 watch.load(states[name])
+            if watch.hours:  # before this start: it is given time to speak again
+                self._heard_s[name] = self._monotonic()
             self._watched[name] = watch, stream.seen()
 
     def _keep(self) -> None:

@@ -244,6 +244,32 @@ def test_a_sensor_that_is_silent_does_not_keep_a_model_on_probation(models: Mode
     assert (verdict, reason) == ("commit", "a: 30 h served, 0 alarms; b: 33 h served, 0 alarms")
 
 
+def test_nor_does_one_that_fell_silent_after_it_had_begun(models: Models) -> None:
+    now_s = [0.0]
+    made, pumps = on_probation(models, "a", "b", now_s=now_s)
+    hours(pumps["b"], 3)
+    now_s[0] = 600.0
+    assert made.verdict()[0] == "go on"
+    now_s[0] += 4000.0
+    assert made.verdict()[0] == "go on", "nobody speaks for it yet"
+    hours(pumps["a"], 30)
+    assert made.verdict() == ("commit", "a: 30 h served, 0 alarms")
+
+
+def test_one_that_has_begun_is_given_time_to_speak_after_a_start(models: Models) -> None:
+    now_s = [0.0]
+    made, pumps = on_probation(models, "a", "b", now_s=now_s)
+    hours(pumps["a"], 30)
+    hours(pumps["b"], 3)
+    now_s[0] = 3000.0
+    assert made.verdict()[0] == "go on"
+    again, _ = on_probation(models, "a", "b", now_s=now_s)
+    now_s[0] = 6500.0
+    assert again.verdict()[0] == "go on"
+    now_s[0] = 6601.0
+    assert again.verdict()[0] == "commit"
+
+
 @pytest.mark.parametrize(("hours", "runs"), [(0.9, 0), (1.1, 1)])
 def test_power_that_fails_now_and_then_on_probation_does_not_take_the_model_back(
     models: Models, hours: float, runs: int
