@@ -494,9 +494,10 @@ class Stream:
         without a result. The head that was fitted on site is the old model's and comes back with it. What was forgiven is
         shown to the new one as it was kept, and is forgiven as that sees it.
 
-        `head`: fitted to this stream for that model. `back`: the model so far was taken back, and its heads are of no use any
-        more. `alarm`: its settings from now on; None: they stay. Raises `ConfigError` or `CannotCreateError`, and changes
-        nothing. With the model that it has nothing is to do: whoever heard no answer asks again.
+        `head`: fitted to this stream for that model. `back`: the model so far was taken back, or is tried anew, and its heads
+        are of no use any more. `alarm`: its settings from now on; None: they stay. Raises `ConfigError` or
+        `CannotCreateError`, and changes nothing. With the model that it has nothing is to do: whoever heard no answer asks
+        again.
         """
         if bundle.digest == self.bundle.digest:
             return

@@ -235,9 +235,11 @@ class Upgrade:
         bundle.self_test()
         tried = serving.role == "trial"
         alarm = self._promised(bundle, tried=tried)
-        bad = self._models.bad
+        over = set(self._models.bad)  # whose heads are of no use any more
+        if not tried and (pending := self._models.pending) is not None:
+            over.add(pending.digest)  # it waits, and is tried and fitted anew
         for name, stream in self._streams.items():
-            back = stream.bundle.digest in bad
+            back = stream.bundle.digest in over
             head = self._fitted.get(name) if tried else None
             stream.ask(partial(stream.replace, bundle, head=head, back=back, alarm=alarm))
         self._bundle, self._path = bundle, serving.path

@@ -216,6 +216,27 @@ def test_what_was_set_meanwhile_keeps_no_model_from_being_taken_back(models: Mod
     assert "as the configuration says again: alarm.p_value = 1e-09 cannot be told" in caplog.text
 
 
+def test_one_that_did_not_come_to_run_everywhere_leaves_no_head_behind(models: Models) -> None:
+    put(models, 1)
+    models.commit()
+    first = models.serve()
+    made, pumps = device(models, "a", "b")
+    pumps["a"].bundle = pumps["b"].bundle = made._bundle
+    put(models, 2)
+    second = models.serve()
+    made.run(second)
+    pumps["b"].bundle = Bundle.open(first.path)  # it did not answer
+    models.unswitch()
+    made.run(models.serve())
+    backs = [(name, digest, how["back"]) for name, pump in pumps.items() for digest, how in pump.replaced]
+    assert backs == [
+        ("a", second.digest, False),
+        ("a", first.digest, True),
+        ("b", second.digest, False),
+        ("b", first.digest, False),
+    ]
+
+
 # Probation.
 
 
