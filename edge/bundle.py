@@ -157,6 +157,7 @@ class Bundle:
         self.manifest, self.digest, self.size = manifest, digest, size
         self.backend, self.head = backend, head
         self.golden, self.stream = golden, stream
+        self._faults: Outputs | None = None
 
     @classmethod
     def open(cls, path: Path, runtime: str | None = None) -> Self:
@@ -260,9 +261,12 @@ class Bundle:
         )
 
     def faults(self) -> Outputs:
-        """Of golden windows with all kinds of faults in them: what nobody must be able to forgive unawares."""
-        x = np.tile(self.golden.x, (-(-FAULTS // len(self.golden.x)), 1, 1))[:FAULTS]
-        return run_in_slices(self.backend, inject(x, usual_spread(self.golden.x), np.random.default_rng(3)))
+        """Of golden windows with all kinds of faults in them: what nobody must be able to forgive unawares. Computed once: it
+        takes as long as hundreds of windows do."""
+        if self._faults is None:
+            x = np.tile(self.golden.x, (-(-FAULTS // len(self.golden.x)), 1, 1))[:FAULTS]
+            self._faults = run_in_slices(self.backend, inject(x, usual_spread(self.golden.x), np.random.default_rng(3)))
+        return self._faults
 
 
 def self_tests(path: Path) -> list[SelfTest]:

@@ -145,6 +145,7 @@ class Stream:
         self._active_id: str | None = None
         self._judged_ns = 0  # end of the newest window
         self._learned = ""  # what came of the last commissioning
+        self._to_forgive: deque[str] = deque()  # episodes, under a model before; not shown to this one yet
         if (own := self._own(bundle, self.heads, alarm)) is not None:
             self._adopt(own, alarm)
         self._load_memory()
@@ -224,6 +225,8 @@ class Stream:
                 answer.set_result(action())
             except AmissError as error:
                 answer.set_exception(error)
+        if self._to_forgive:
+            self._forgive_next()
         if self._maintained_until_s is not None and self.beat_s >= self._maintained_until_s:
             self._end_maintenance()
         if self._commissioning is not None and self._commissioning.over(self.beat_s):
@@ -492,7 +495,7 @@ class Stream:
         """Go on with another model, of the same channels at the same rate, from the next window on. None is missed, for it has
         seen the newest samples by then. An episode that is on ends, with the reason `new model`; a commissioning is over
         without a result. The head that was fitted on site is the old model's and comes back with it. What was forgiven is
-        shown to the new one as it was kept, and is forgiven as that sees it.
+        shown to the new one as it was kept, an episode at every turn, and is forgiven as that sees it.
 
         `head`: fitted to this stream for that model. `back`: the model so far was taken back, or is tried anew, and its heads
         are of no use any more. `alarm`: its settings from now on; None: they stay. Raises `ConfigError` or
@@ -505,7 +508,7 @@ class Stream:
         pipeline = bundle.pipeline(alarm)
         if head is not None:
             bundle.policy(alarm, head)
-        forgiven = self.pipeline.memory.names
+        forgiven = (*self._to_forgive, *self.pipeline.memory.names)
         if back:
             self.heads.forget()
         heads = Heads(self.folder / "heads", model=bundle.digest, scorer=bundle.manifest.scorer)
@@ -596,6 +599,8 @@ class Stream:
             raise RefusedError(f"{event.id} is a {event.type}; only of an anomaly can be said whether it was one")
         if verdict in ("undo", "confirmed"):  # what was forgiven before was no false alarm after all
             memory.remove(event.id)
+            if event.id in self._to_forgive:
+                self._to_forgive.remove(event.id)
             self.pipeline.alarm.relent()
         else:
             self._forgive(event.id, verdict)
@@ -622,14 +627,19 @@ class Stream:
             self._end(verdict.replace("_", " "), longest=True)
 
     def _forgive_again(self, names: Sequence[str]) -> None:
-        """What a person said under another model holds under this one, as far as the windows were kept; the newest few, for it
-        is done between two chunks."""
-        memory, manifest = self.pipeline.memory, self.bundle.manifest
-        for name in memory.names:  # said before this model was replaced, and perhaps taken back since
+        """What a person said under another model holds under this one, as far as the windows were kept; the newest few."""
+        memory = self.pipeline.memory
+        for name in (known := memory.names):  # said before this model was replaced, and perhaps taken back since
             if (episode := self.episodes.get(name)) is not None and episode.verdict not in FORGIVING:
                 memory.remove(name)
-        again = [name for name in names if name not in memory.names][-MOST_AGAIN:]
-        for name in again:
+        self._to_forgive = deque([name for name in names if name not in memory.names][-MOST_AGAIN:])
+        if known and not self._to_forgive:
+            self._forgiven_again()
+
+    def _forgive_next(self) -> None:
+        """One of them at a turn: together they take as long as hundreds of windows do, and samples keep coming."""
+        name, memory, manifest = self._to_forgive.popleft(), self.pipeline.memory, self.bundle.manifest
+        if name not in memory.names:  # nobody has said it once more
             windows = self.episodes.windows(name)
             try:
                 if windows is None or windows.shape[1:] != (len(manifest.channels), manifest.window):
@@ -637,11 +647,14 @@ class Stream:
                 memory.add(name, self.pipeline.outputs(windows))
             except ValueError as error:
                 log.warning("%s: what was forgiven as %s may be raised again: %s", self.name, name, error)
-        if names or memory.names:
-            try:
-                self._write_memory()
-            except RefusedError as error:
-                log.warning("%s: %s", self.name, error)
+        if not self._to_forgive:
+            self._forgiven_again()
+
+    def _forgiven_again(self) -> None:
+        try:
+            self._write_memory()
+        except RefusedError as error:
+            log.warning("%s: %s", self.name, error)
 
     def _newest_windows(self) -> Float32:
         """(n, C, N) of what the sensor says now, side by side, as many as the memory of the signal holds and at most 48."""

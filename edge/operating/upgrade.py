@@ -235,6 +235,7 @@ class Upgrade:
         bundle.self_test()
         tried = serving.role == "trial"
         alarm = self._promised(bundle, tried=tried)
+        bundle.faults()  # here, and not in a stream between two chunks
         over = set(self._models.bad)  # whose heads are of no use any more
         if not tried and (pending := self._models.pending) is not None:
             over.add(pending.digest)  # it waits, and is tried and fitted anew

@@ -249,13 +249,23 @@ def test_what_is_not_finite_is_counted_however_the_score_is_averaged(tmp_path: P
         assert told.stream.seen().not_finite == manifest.window // manifest.hop
 
 
-def forgiven(told: Told) -> str:
+def forgiven(told: Told, shift: tuple[float, float] = (0, 6)) -> str:
     """A person calls the anomaly that is on a false alarm."""
-    told.feed(normal(400, seed=1) + np.array([[0], [6]], np.float32))
+    told.feed(normal(400, seed=1) + np.array(shift, np.float32)[:, None])
     (episode,) = (event.id for event in told.stream.told() if event.type == "anomaly_started")
     told.stream.feedback(episode, "false_alarm")
     told.feed(normal(200, seed=2))
     return episode
+
+
+def three(told: Told) -> list[str]:
+    """Of different kinds."""
+    found = []
+    for shift in ((0, 6), (6, 6), (6, -6)):
+        told.feed(normal(400))
+        found.append(forgiven(told, shift))
+    told.feed(normal(400))
+    return found
 
 
 def strange(told: Told) -> int:
@@ -274,6 +284,7 @@ def test_what_a_person_forgave_is_forgiven_by_the_next_model_too(tmp_path: Path,
         episode = forgiven(told)
         under_the_old_one = strange(told)
         told.stream.replace(new)
+        told.stream._turn()
         assert told.stream.pipeline.memory.names == (episode,)
         assert strange(told) <= under_the_old_one + 10
         told.stream.feedback(episode, "undo")
@@ -293,7 +304,46 @@ def test_what_was_not_kept_is_said_and_ends_nothing(
         for file in tmp_path.rglob(f"{episode}.npz"):
             file.unlink()
         told.stream.replace(new)
+        told.stream._turn()
         assert f"what was forgiven as {episode} may be raised again" in caplog.text
         assert told.stream.pipeline.memory.names == ()
         told.stream.replace(old)
         assert told.stream.pipeline.memory.names == (episode,), "the old model's own memory is there"
+
+
+AT_ONCE = AlarmConfig(cool_down_s=0.0, longest_cool_down_s=1e-9)
+"""Tells one anomaly however soon it follows another."""
+
+
+def test_what_was_forgiven_is_shown_to_the_next_model_one_by_one_while_samples_come(
+    tmp_path: Path, bundles: tuple[Bundle, Bundle]
+) -> None:
+    old, new = bundles
+    with closing(Told(tmp_path, old, AT_ONCE)) as told:
+        episodes = three(told)
+        told.stream.replace(new)
+        for count in range(3):
+            assert told.stream.pipeline.memory.names == tuple(episodes[:count])
+            told.feed(normal(40))
+            told.stream._turn()
+        assert told.stream.pipeline.memory.names == tuple(episodes)
+    with closing(Told(tmp_path, new)) as told:
+        assert told.stream.pipeline.memory.names == tuple(episodes), "they are on the disk"
+
+
+def test_what_is_said_meanwhile_counts(tmp_path: Path, bundles: tuple[Bundle, Bundle]) -> None:
+    old, new = bundles
+    third = Bundle.open(build(tmp_path / "m.amiss", windows=2000))
+    with closing(Told(tmp_path, old, AT_ONCE)) as told:
+        first, second, last = three(told)
+        told.stream.replace(new)
+        told.stream._turn()
+        told.stream.feedback(second, "undo")
+        told.stream.replace(third)  # before all was shown
+        for _ in range(4):
+            told.stream._turn()
+        assert set(told.stream.pipeline.memory.names) == {first, last}
+
+
+def test_faults_to_try_it_on_are_computed_once(bundles: tuple[Bundle, Bundle]) -> None:
+    assert bundles[0].faults() is bundles[0].faults()

@@ -87,6 +87,7 @@ class Pump:
         self.replaced: list[tuple[str, dict[str, Any]]] = []
 
     def replace(self, bundle: Bundle, **how: Any) -> None:
+        assert bundle._faults is not None, "that takes a while, and the stream has no time for it"
         self.bundle = bundle
         self.replaced.append((bundle.digest, how))
 
