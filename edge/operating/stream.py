@@ -361,6 +361,7 @@ class Stream:
             alarms=self.alerts.get("anomaly_started", 0),
             latency_s=self._latency_s(),
             not_finite=self.not_finite,
+            lost=self.pipeline.windower.lost + self.alerts.get("gap", 0),  # a clock that jumps back loses no sample
         )
 
     @property

@@ -354,5 +354,5 @@ def _unknown(bundle: Bundle) -> Before:
 
 
 def _since(last: Seen, now: Seen) -> Seen:
-    counts = ("samples", "windows", "strange", "alarms", "not_finite")
+    counts = ("samples", "windows", "strange", "alarms", "not_finite", "lost")
     return msgspec.structs.replace(now, **{name: getattr(now, name) - getattr(last, name) for name in counts})

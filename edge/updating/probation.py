@@ -15,8 +15,8 @@ ratio is a martingale, and ever reaches 1 / α with a probability of at most α 
 good models at most are rolled back. Alarms that come in swarms break that; what comes within `SWARM_H` of the last that counted
 is one alarm.
 
-Only judged time counts: a sensor that is silent neither helps nor harms. A fault of the machine looks like a bad model. So what
-is rolled back is told with its figures, for a person to see which it was.
+Only judged time counts: a sensor that is silent, or of whose samples no window can be made, neither helps nor harms. A fault of
+the machine looks like a bad model. So what is rolled back is told with its figures, for a person to see which it was.
 """
 
 import math
@@ -77,7 +77,7 @@ class Probation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     slower: float = 4.0
     """Times the latency in shadow, where it is more than a twentieth of the hop."""
     idle_s: float = 600.0
-    """Of samples, which may come without a verdict; longer than any window takes to fill."""
+    """Of samples in a row, which may come without a verdict; longer than any window takes to fill."""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +92,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: float | None = None
     """Median of the windows' latencies."""
     not_finite: int = 0
+    lost: int = 0
+    """Samples that no window is made of, and gaps: the sensor's doing, not the model's."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -114,7 +116,7 @@ class Serving:
         self._windows = self._strange = 0
         self._hour: deque[tuple[int, int]] = deque(maxlen=60)  # windows and strange ones, of judged minutes that are over
         self._minute = (0, 0)
-        self._unheard = 0  # samples since the last window
+        self._unheard = 0  # samples in a row since the last window
         self._latencies: deque[tuple[float, int]] = deque(maxlen=600)
 
     @property
@@ -182,7 +184,7 @@ class Serving:
             self._minute = max(self._minute[0] - whole, 0), self._minute[1] - part
         if seen.latency_s is not None and seen.windows:
             self._latencies.append((seen.latency_s, seen.windows))
-        self._unheard = 0 if seen.windows else self._unheard + seen.samples
+        self._unheard = 0 if seen.windows or seen.lost else self._unheard + seen.samples
 
     def _idle(self) -> str:
         idle_s = self._unheard / self.before.rate_hz  # no clock: of a slow stream nothing comes most of the time

@@ -249,6 +249,26 @@ def test_what_is_not_finite_is_counted_however_the_score_is_averaged(tmp_path: P
         assert told.stream.seen().not_finite == manifest.window // manifest.hop
 
 
+@pytest.mark.parametrize("kind", ["missing", "silence", "backwards"])
+def test_what_no_window_is_made_of_is_seen_to_be_the_doing_of_the_sensor(
+    kind: str, tmp_path: Path, bundles: tuple[Bundle, Bundle]
+) -> None:
+    with closing(Told(tmp_path, bundles[0])) as told:
+        told.feed(normal(400))
+        told.feed(normal(15, seed=1))
+        assert told.stream.seen().lost == 0, "the control: regular"
+        for _ in range(3):
+            before = told.stream.seen()
+            if kind == "missing":
+                told.feed(np.full((2, 15), np.nan, np.float32))
+            else:
+                told._at += 100 if kind == "silence" else -50
+                told.feed(normal(15))
+            now = told.stream.seen()
+            assert now.lost > before.lost
+            assert now.windows == before.windows or kind == "missing", "what is held for a while still makes one"
+
+
 def forgiven(told: Told, shift: tuple[float, float] = (0, 6)) -> str:
     """A person calls the anomaly that is on a false alarm."""
     told.feed(normal(400, seed=1) + np.array(shift, np.float32)[:, None])

@@ -266,6 +266,15 @@ def test_a_sensor_that_is_silent_does_not_keep_a_model_on_probation(models: Mode
     assert (verdict, reason) == ("commit", "a: 30 h served, 0 alarms; b: 33 h served, 0 alarms")
 
 
+def test_what_the_sensor_lost_before_is_no_excuse_for_a_model_that_says_nothing(models: Models) -> None:
+    made, pumps = on_probation(models, "a")
+    now = pumps["a"].now
+    pumps["a"].now = msgspec.structs.replace(now, lost=5)
+    assert made.verdict()[0] == "go on"
+    pumps["a"].now = msgspec.structs.replace(now, lost=5, samples=1_000_000)
+    assert made.verdict()[0] == "roll back"
+
+
 def test_nor_does_one_that_fell_silent_after_it_had_begun(models: Models) -> None:
     now_s = [0.0]
     made, pumps = on_probation(models, "a", "b", now_s=now_s)

@@ -79,6 +79,18 @@ def test_where_no_shadow_was_only_half_of_the_hop_counts() -> None:
     assert Serving(unknown).update(minute(latency_s=0.05)).action == "roll back"
 
 
+@pytest.mark.parametrize("every", [1, 5])
+def test_what_a_sensor_makes_no_window_of_says_nothing_against_the_model(every: int) -> None:
+    """It says no numbers at all, or comes in bursts shorter than a window."""
+    mute = Seen(samples=6000, windows=0, strange=0)
+    lost = msgspec.structs.replace(mute, lost=1)
+    serving = Serving(BEFORE)
+    for _ in range(200):
+        for seen in (lost, *[mute] * (every - 1)):
+            assert serving.update(seen).action == "go on"
+    assert served(serving, mute)[0].action == "roll back", "the control"
+
+
 def test_a_model_that_says_nothing_goes_and_a_sensor_that_says_nothing_does_not_count() -> None:
     mute = Seen(samples=6000, windows=0, strange=0)
     decision, minutes = served(Serving(BEFORE), mute)
