@@ -281,7 +281,8 @@ class Models:
     # Transitions.
 
     def stage(self, offer: Offer | Model) -> None:
-        """Its bundle is in the store, and it is what is tried next. Raises `UnfitError` for what may not be tried."""
+        """Its bundle is in the store, and it is what is tried next. The previous one, when it is offered under a new number, is
+        only that from now on. Raises `UnfitError` for what may not be tried."""
         model = offer if isinstance(offer, Model) else Model(offer.digest, offer.number, offer.name, offer.version)
         with self._lock:
             state = self._state
@@ -293,7 +294,8 @@ class Models:
                 raise UnfitError(f"model {model.number} is not newer than {state.floor}, which has been committed here")
             if not self._is_whole(model.digest):
                 raise UnfitError(f"model {model.number} is not in the store; fetch it first")
-            self._change(pending=model, tries=0)
+            again = state.previous is not None and state.previous.digest == model.digest
+            self._change(previous=None if again else state.previous, pending=model, tries=0)
 
     def switch(self) -> Serving:
         """Try the pending model from now on. Raises `UsageError` when there is none, `UnfitError` when its file is damaged."""

@@ -86,6 +86,22 @@ def test_a_models_way(tmp_path: Path) -> None:
         assert models.bad[model(2).digest] == "and the one before"
 
 
+def test_the_one_before_may_be_offered_again_under_a_new_number(tmp_path: Path) -> None:
+    again = Model(model(1).digest, 3)
+    with opened(tmp_path) as models:
+        install(models, 1)
+        install(models, 2)
+        models.stage(again)
+    with opened(tmp_path) as models:
+        assert (models.active, models.previous, models.pending) == (model(2), None, again)
+        models.switch()
+    with opened(tmp_path) as models:
+        assert models.start().number == 3
+        models.commit()
+        assert (models.active, models.previous, models.floor) == (again, model(2), 3)
+    assert not moved_aside(tmp_path)
+
+
 def test_what_was_refused_does_not_fill_the_disk(tmp_path: Path) -> None:
     with opened(tmp_path) as models:
         install(models, 1)
