@@ -41,6 +41,8 @@ SURVIVED_S = 3600.0
 """Of service, after which the starts before are not the model's doing: power fails, too, and a probation takes days."""
 MOST_ENDED = 3
 """Trials of a model that are killed from outside, or say what makes no sense: once is chance, thrice is the model."""
+MOST_COUNTED = 1e9
+"""Windows, episodes, hours or seconds, in what a trial says; far above any recording."""
 SILENT_S = 3600.0
 """Without a window, after which a stream that has not served out its probation is not waited for: its sensor may be gone."""
 KEPT_EVERY_S = 600.0
@@ -213,6 +215,17 @@ class Upgrade:
         report, made = result.refitted if result.serves == "refitted" else result.own, result.made
         if report is None or (new := report.candidate) is None or made is None:
             raise ValueError("accepted, and no figures")
+        latency_s = new.latency_s.get("median", 0.0)
+        for value, most in (
+            (new.windows, MOST_COUNTED),
+            (new.strange, new.windows),
+            (new.episodes, MOST_COUNTED),
+            (report.live.episodes, MOST_COUNTED),
+            (new.hours, MOST_COUNTED),
+            (latency_s, MOST_COUNTED),
+        ):
+            if not 0 <= value <= most:  # an integer may have hundreds of digits, which no float has
+                raise ValueError("a figure that no recording comes to")
         if result.serves == "refitted":
             self._fitted[name] = Head.from_arrays(made.scorer, unpack_arrays(out.read_bytes()))
         self._before[name] = Before(
@@ -222,7 +235,7 @@ class Upgrade:
             window=made.window,
             hop=made.hop,
             rate_hz=made.rate_hz,
-            latency_s=new.latency_s.get("median", 0.0),
+            latency_s=latency_s,
         )
 
     def quiet(self) -> bool:

@@ -1,6 +1,7 @@
 """Which model an agent starts with, and what a trial and a probation are told of real streams. Real store, real bundles."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,10 +122,16 @@ def device(models: Models, *names: str, now_s: Sequence[float] = (0.0,)) -> tupl
     return made, pumps
 
 
-def side() -> Side:
+def side(**figures: Any) -> Side:
     about = dict.fromkeys(("hours", "promised", "heard", "hop_s"), 1.0)
     counts = dict.fromkeys(("windows", "episodes", "strange", "excused", "not_finite"), 1)
-    return Side(model="", score={}, p_value={}, latency_s={}, **about, **counts)  # type: ignore[arg-type]
+    plain: dict[str, Any] = {"model": "", "score": {}, "p_value": {}, "latency_s": {}, **about, **counts}
+    return Side(**plain | figures)
+
+
+def says(**figures: Any) -> dict[str, Any]:
+    """In place of what is said of the candidate."""
+    return {"own": msgspec.structs.replace(REPORT, candidate=side(**figures))}
 
 
 REPORT = ShadowReport(
@@ -141,6 +148,16 @@ ACCEPTED = Result(verdict="accepted", stage="done", serves="own", own=REPORT, re
         ({"own": None}, b"", "unknown"),
         ({"made": None}, b"", "unknown"),
         ({"own": msgspec.structs.replace(REPORT, candidate=None)}, b"", "unknown"),
+        (says(windows=100, strange=100, episodes=3, hours=72.0, latency_s={"median": 0.01}), b"", "accepted"),
+        (says(windows=10**400), b"", "unknown"),
+        (says(strange=10**400), b"", "unknown"),
+        (says(strange=2), b"", "unknown"),
+        (says(episodes=10**400), b"", "unknown"),
+        (says(episodes=-1), b"", "unknown"),
+        (says(hours=math.inf), b"", "unknown"),
+        (says(hours=math.nan), b"", "unknown"),
+        (says(latency_s={"median": math.inf}), b"", "unknown"),
+        ({"own": msgspec.structs.replace(REPORT, live=side(episodes=10**400))}, b"", "unknown"),
         ({"serves": "refitted"}, bad_models.good()[1]["head.npz"], "accepted"),
         ({"serves": "refitted"}, bad_models.good()[1]["golden.npz"], "unknown"),
         ({"serves": "refitted"}, b"no arrays", "unknown"),
