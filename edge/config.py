@@ -392,7 +392,7 @@ def parse(data: Any, where: str = "configuration") -> DeviceConfig:
     try:
         if isinstance(streams, dict):  # one by one: msgspec does not say which one it is that is wrong
             for name, stream in streams.items():
-                at = f"streams.{name}"
+                at = f"streams.{name}" if str(name).isprintable() else f"streams.{name!r}"
                 msgspec.convert(stream, StreamConfig)
         at = ""
         return msgspec.convert(data, DeviceConfig)

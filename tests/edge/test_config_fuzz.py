@@ -130,6 +130,11 @@ def test_any_mistake_is_one_line(changes: list[Any]) -> None:
     check(changed(changes))
 
 
+def test_a_stream_whose_name_breaks_a_line_is_one_line() -> None:
+    """Found by the long one: a stream that is wrong, and called a line break."""
+    check(changed([(("streams", "pump"), "set", None, ""), (("streams", "pump"), "rename", None, "\n")]))
+
+
 @given(VALUES)
 @settings(max_examples=100)
 def test_anything_at_all_is_one_line(data: Any) -> None:

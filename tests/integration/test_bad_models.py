@@ -23,6 +23,8 @@ from edge.updating.offer import Offer
 
 soak = pytest.mark.soak
 HOP = LENGTH // 4
+HEADS = ("alarms at everything", "alarms at nothing", "threshold out of reach")
+"""Their scorer or calibrator is bad, and their encoder is not."""
 FEW = ("another rate", "constant", "not a number where the machine has not been")
 PATIENCE_S = 300.0
 """Two kinds compute without an end: their minute of processor time has to pass."""
@@ -89,9 +91,10 @@ def test_no_bad_model_stays_and_the_stream_misses_nothing(
 ) -> None:
     monkeypatch.setattr("test_update.Shop", Careless)
     monkeypatch.setattr(
-        "test_update.SECTION", "health_every_s = 0.5\n[alarm]\ncool_down_s = 2\nlongest_cool_down_s = 2\n" + SECTION
+        "test_update.SECTION",
+        "health_every_s = 0.5\n[alarm]\ncool_down_s = 2\nlongest_cool_down_s = 2\n" + SECTION,
     )
-    rolled_back, faults = 0, 0
+    rolled_back, mended, faults = 0, 0, 0
     with plant(tmp_path, mosquitto, monkeypatch) as (shop, listener, person, machine):
         until(lambda: listener.payloads("amiss/n/health"))
         shop.offer("1.0", bad_models.good(1))  # number 1, which is good
@@ -102,6 +105,10 @@ def test_no_bad_model_stays_and_the_stream_misses_nothing(
             if BAD[name].stopped_by == "nothing":
                 assert became == "kept"
                 continue
+            if name in HEADS and became == "kept":  # the device has fitted a head of its own to its encoder, which is good
+                fault(listener, machine)
+                mended += 1
+                continue
             assert became in ("refused", "unfit", "taken back")
             assert (became == "taken back") is (BAD[name].stopped_by == "probation")
             assert now["number"] < number
@@ -109,8 +116,12 @@ def test_no_bad_model_stays_and_the_stream_misses_nothing(
             fault(listener, machine)  # what runs is as good as before
             faults += 1
         machine.stop()
-        before: list[bytes] = []
-        until(lambda: (last := listener.payloads("amiss/n/health")[-1:]) == before or before.__setitem__(slice(None), last))
+        told = len(listener.payloads("amiss/n/health"))
+
+        def samples() -> list[int]:
+            return [json.loads(one)["streams"]["s"]["samples"] for one in listener.payloads("amiss/n/health")[told:]]
+
+        until(lambda: len(samples()) >= 3 and samples()[-1] == samples()[-2])  # all that was sent is judged
         health = json.loads(listener.payloads("amiss/n/health")[-1])
         stream = health["streams"]["s"]
         missed = (stream["samples"] - LENGTH) // HOP + 1 - stream["windows"]
@@ -124,4 +135,4 @@ def test_no_bad_model_stays_and_the_stream_misses_nothing(
         assert numbers == list(range(1, len(numbers) + 1)), "no record is missing"
         assert health["mqtt"]["dropped"] == 0
         assert "gap" not in types(listener)
-    assert rolled_back == sum(BAD[name].stopped_by != "nothing" for name in kinds)
+    assert rolled_back + mended == sum(BAD[name].stopped_by != "nothing" for name in kinds)
