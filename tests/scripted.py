@@ -140,7 +140,7 @@ class Slow(Scripted):
         """Most messages that were unacknowledged at any time."""
         self.messages = 0
         self._open: set[int] = set()
-        self._chance, self._patience, self._session_number = random.Random(11), patience, 0
+        self._chance, self._patience, self._session_number, self._turns = random.Random(11), patience, 0, 0
 
     def _note(self, mid: int, topic: str) -> bytes:
         if self._session_number != len(self.published):
@@ -157,7 +157,9 @@ class Slow(Scripted):
         some = self._chance.sample(sorted(self._open), self._chance.randrange(min(8, len(self._open)) + 1))
         self._open.difference_update(some)
         connection.sendall(b"".join(map(puback, some)))
-        if self._patience and self._chance.randrange(self._patience) == 0:
+        self._turns += 1
+        # By chance, or one message would be on its way each time, and taken for the cause; but once for certain.
+        if self._patience and (self._turns == self._patience or self._chance.randrange(self._patience) == 0):
             self.hang_up()
 
 
