@@ -392,7 +392,7 @@ def parse(data: Any, where: str = "configuration") -> DeviceConfig:
     try:
         if isinstance(streams, dict):  # one by one: msgspec does not say which one it is that is wrong
             for name, stream in streams.items():
-                at = f"streams.{name}" if str(name).isprintable() else f"streams.{name!r}"
+                at = f"streams.{_printable(name)}"
                 msgspec.convert(stream, StreamConfig)
         at = ""
         return msgspec.convert(data, DeviceConfig)
@@ -547,4 +547,4 @@ def refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> None
                 refuse_unknown_keys(item, _unwrap(get_args(inner)[0]), where, f"{prefix}{key}[{i}].")
         elif get_origin(inner) is dict and isinstance(value, dict):
             for name, item in value.items():
-                refuse_unknown_keys(item, _unwrap(get_args(inner)[1]), where, f"{prefix}{key}.{name}.")
+                refuse_unknown_keys(item, _unwrap(get_args(inner)[1]), where, f"{prefix}{key}.{_printable(name)}.")

@@ -131,8 +131,9 @@ def test_any_mistake_is_one_line(changes: list[Any]) -> None:
 
 
 def test_a_stream_whose_name_breaks_a_line_is_one_line() -> None:
-    """Found by the long one: a stream that is wrong, and called a line break."""
+    """Found by the long one: a stream that is wrong, and called a line break; or one of its keys is."""
     check(changed([(("streams", "pump"), "set", None, ""), (("streams", "pump"), "rename", None, "\n")]))
+    check(changed([(("streams", "meter", "port"), "rename", None, ""), (("streams", "meter"), "rename", None, "\n")]))
 
 
 @given(VALUES)
