@@ -40,6 +40,7 @@ from edge.bundle import SCHEMA
 from edge.channel import ChannelSpec
 from edge.delivery import topics
 from edge.delivery.topics import HealthPayload, MqttHealth, Response, StreamHealth
+from edge.errors import StorageError
 from edge.updating import rules
 from edge.updating.offer import Facts, Offer
 from edge.updating.store import Models, Serving
@@ -53,7 +54,8 @@ PROBATION_H = 24.0
 ALARMS_PER_H = 2 / 168
 """What is ordinary: two a week."""
 CHANNELS = (ChannelSpec("vibration"), ChannelSpec("current"))
-Kind = Literal["good", "refused", "noisy", "slow"]
+Kind = Literal["good", "refused", "noisy", "slow", "undecided"]
+SHOWN: tuple[Kind, ...] = ("good", "refused", "noisy")
 
 
 class Simulated:
@@ -103,8 +105,12 @@ class Simulated:
         return self.models.put(into, offer.digest)
 
     def trial(self, candidate: Path) -> Tried:
-        if self._kinds[candidate.stem] == "refused" and zlib.crc32(self.node.encode()) % 2:
-            return Tried("refused", "s: it says the same of everything")
+        odd = zlib.crc32(self.node.encode()) % 2
+        match self._kinds[candidate.stem]:
+            case "refused" if odd:
+                return Tried("refused", "s: it says the same of everything")
+            case "undecided" if odd:
+                return Tried("unknown", "s: too little is recorded")
         return Tried("accepted")
 
     def quiet(self) -> bool:
@@ -201,7 +207,9 @@ class Crowd:
     def _serve(self) -> None:
         with selectors.DefaultSelector() as selector:
             for device in self.devices:
-                selector.register(device.client.socket(), selectors.EVENT_READ, device)  # type: ignore[arg-type]
+                if (connection := device.client.socket()) is None:
+                    raise StorageError(f"{device.node}: lost its session at once")
+                selector.register(connection, selectors.EVENT_READ, device)
             due = {device: time.monotonic() + HEALTH_S * i / len(self.devices) for i, device in enumerate(self.devices)}
             while not self._stopping.is_set():
                 asked = {key.data for key, _ in selector.select(0.05)}
@@ -305,9 +313,9 @@ def measure(count: int, folder: Path) -> list[Json]:
         contextlib.closing(Meter(port)) as meter,
         Crowd(count, folder / "devices", port, kinds) as crowd,
     ):
-        for number, kind in enumerate(("good", "refused", "noisy"), 1):
+        for number, kind in enumerate(SHOWN, 1):
             offer, path = bundle(folder, str(number))
-            kinds[offer.digest] = kind  # type: ignore[assignment]
+            kinds[offer.digest] = kind
             crowd.offer(offer, path)
             before, began_s, broker_s = (meter.messages, meter.bytes), time.monotonic(), sum(process.cpu_times()[:2])
             plan = {"model": f"pump-{number}", "number": number, "digest": offer.digest}

@@ -110,10 +110,11 @@ class Controller:
             self._take(set(self._plant.devices))
             while not self.over:
                 if self._clock() - renewed_s > LEASE_S / 4:
-                    renew()
+                    renew(self._now_s)
                     renewed_s = self._clock()
                 self.turn(0.25)
             self._save(force=True)
+            renew(self._now_s)
         return self._ledger.get(self._id)
 
     def turn(self, timeout_s: float) -> None:
@@ -257,7 +258,6 @@ class Controller:
             return False
         if self._changed:
             self._ledger.keep(self._id, [self._members[name] for name in sorted(self._changed)])
-        self._ledger.note(self._id, driven_s=self._now_s)
         self._changed, self._saved_s = set(), self._clock()
         return True
 

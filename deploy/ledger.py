@@ -119,7 +119,7 @@ class Ledger:
             made = connection.execute(_rollouts.insert().values(**row, stage=0, state="running", reason=""))
             assert made.inserted_primary_key is not None
             rollout: int = made.inserted_primary_key[0]
-            if rows := [{"rollout": rollout, **_row(member)} for member in members]:
+            if rows := [{"rollout": rollout, **msgspec.structs.asdict(member)} for member in members]:
                 connection.execute(_members.insert(), rows)
         return self.get(rollout)
 
@@ -152,16 +152,19 @@ class Ledger:
         return [Member(**{name: row[name] for name in Member.__struct_fields__}) for row in rows]
 
     @contextmanager
-    def lease(self, rollout: int) -> Iterator[Callable[[], None]]:
-        """Nobody else drives it meanwhile, as long as what is given is called at least every `LEASE_S` seconds. Raises
-        `BusyError` when somebody does; so does a call that comes too late, once somebody has taken over."""
+    def lease(self, rollout: int) -> Iterator[Callable[[float], None]]:
+        """Nobody else drives it meanwhile, as long as what is given is called at least every `LEASE_S` seconds, with the
+        roll-out's own time. Raises `BusyError` when somebody does; so does a call that comes too late, once somebody has taken
+        over."""
 
-        def renew() -> None:
+        def renew(driven_s: float | None = None) -> None:
             now_s = self._clock()
+            values = {"holder": self._me, "held_until_s": now_s + LEASE_S}
+            values |= {} if driven_s is None else {"driven_s": driven_s}
             mine = sa.or_(_rollouts.c.holder == self._me, _rollouts.c.held_until_s < now_s)
             change = _rollouts.update().where(_rollouts.c.id == rollout, mine)
             with self._transaction() as connection:
-                if not connection.execute(change.values(holder=self._me, held_until_s=now_s + LEASE_S)).rowcount:
+                if not connection.execute(change.values(**values)).rowcount:
                     raise BusyError(f"{self}: another process drives this roll-out; `amiss fleet status` shows it")
 
         renew()
@@ -180,12 +183,11 @@ class Ledger:
         reason: str | None = None,
         plan: Plan | None = None,
         stage: int | None = None,
-        driven_s: float | None = None,
         since_s: float | None = None,
         expected: State | None = None,
     ) -> bool:
         """What is said of it now; whether it was. `expected`: only while it is in that state, and the lease is ours."""
-        values = {"state": state, "reason": reason, "stage": stage, "driven_s": driven_s, "since_s": since_s}
+        values = {"state": state, "reason": reason, "stage": stage, "since_s": since_s}
         known: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         if plan is not None:
             known["plan"] = _text(plan)
@@ -198,9 +200,9 @@ class Ledger:
     def keep(self, rollout: int, members: Iterable[Member], new: Iterable[Member] = ()) -> None:
         """How these stand now; `new`: those that were not there before."""
         with self._transaction() as connection:
-            if rows := [{"rollout": rollout, **_row(member)} for member in new]:
+            if rows := [{"rollout": rollout, **msgspec.structs.asdict(member)} for member in new]:
                 connection.execute(_members.insert(), rows)
-            if rows := [{"which": rollout, "who": member.device, **_row(member)} for member in members]:
+            if rows := [{"which": rollout, "who": member.device, **msgspec.structs.asdict(member)} for member in members]:
                 whose = (_members.c.rollout == sa.bindparam("which"), _members.c.device == sa.bindparam("who"))
                 connection.execute(_members.update().where(*whose), rows)
 
@@ -238,10 +240,6 @@ def _careful(connection: Any, _: object) -> None:
 
 def _text(plan: Plan) -> str:
     return msgspec.json.encode(plan).decode()
-
-
-def _row(member: Member) -> dict[str, Any]:
-    return msgspec.structs.asdict(member)
 
 
 def _shown(place: str) -> str:

@@ -122,8 +122,8 @@ def members_of(devices: Mapping[str, str], stages: Sequence[float], seed: str) -
     for group in sorted({*devices.values()}):
         names = sorted((name for name in devices if devices[name] == group), key=lambda name: _chance(seed, name))
         ends = [math.ceil(share * len(names) - 1e-9) for share in stages]
-        for place, name in enumerate(names):
-            stage = next(stage for stage, end in enumerate(ends) if place < end)
+        for position, name in enumerate(names):
+            stage = next(stage for stage, end in enumerate(ends) if position < end)
             found.append(Member(device=name, group=group, stage=stage))
     return sorted(found, key=lambda member: (member.stage, member.device))
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 from mosquitto import Mosquitto, until
-from test_publish import Make, Run, Shop, cheap, make, parts, run, shop  # noqa: F401
+from shop import Make, Run, Shop
 
 from benchmarks import fleet as played
 from benchmarks.fleet import Crowd, Kind
@@ -227,7 +228,7 @@ Amiss = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def amiss(mosquitto: Mosquitto, shop: Shop, make: Make, crowd: Crowd, kinds: dict[str, Kind], tmp_path: Path) -> Amiss:  # noqa: F811
+def amiss(mosquitto: Mosquitto, shop: Shop, make: Make, crowd: Crowd, kinds: dict[str, Kind], tmp_path: Path) -> Amiss:
     """`amiss fleet …`, with `pump-2` held in the repository."""
     path = make("2")
     offer = shop.publish(path, hold=True).offer
@@ -247,6 +248,12 @@ def amiss(mosquitto: Mosquitto, shop: Shop, make: Make, crowd: Crowd, kinds: dic
     return amiss
 
 
+def expire(folder: Path) -> None:
+    """The lease of who died is over."""
+    with closing(sqlite3.connect(folder / "fleet.db")) as state, state:
+        state.execute("UPDATE rollout SET held_until_s = 0")
+
+
 def end(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
     out, complaint = process.communicate(timeout=60)
     assert process.returncode == code, complaint
@@ -264,13 +271,27 @@ def test_killed_in_the_middle_the_same_command_goes_on(amiss: Amiss, crowd: Crow
     out, complaint = end(amiss("rollout", "pump-2"), 75)
     assert "another process drives this roll-out" in complaint, "for all anybody knows it lives, for a while"
     assert json.loads(end(amiss("status", "--json"))[0])["driven"] is True
-    with closing(sqlite3.connect(tmp_path / "fleet.db")) as state, state:  # the while is over
-        state.execute("UPDATE rollout SET held_until_s = 0")
+    expire(tmp_path)
     out, complaint = end(amiss("rollout", "pump-2", "--json"))
     found = json.loads(out)
     assert (found["state"], running(crowd)) == ("done", {1: 20})
     assert len(found["devices"]) == 20
     assert "stage 3 of 3" in complaint
+
+
+@slowly
+def test_it_is_taken_back_though_its_driver_was_killed(amiss: Amiss, crowd: Crowd, tmp_path: Path) -> None:
+    first = amiss("rollout", "pump-2")
+    until(lambda: 1 in running(crowd), 30)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    back = amiss("revert", "--reason", "it is Friday")
+    assert back.stderr is not None
+    assert "another process drives the roll-out" in back.stderr.readline(), "for all anybody knows"
+    expire(tmp_path)
+    out, _ = end(back)
+    assert out.startswith("pump-2: taken back, it is Friday\n")
+    until(lambda: running(crowd) == {0: 20})
 
 
 @slowly
@@ -311,7 +332,7 @@ def test_whoever_watches_sees_it_until_it_is_over(amiss: Amiss) -> None:
     assert "\n\npump-2: done, 20 of 20 devices keep it\n" in out
 
 
-def test_a_mistake_is_one_line(amiss: Amiss, shop: Shop, make: Make) -> None:  # noqa: F811
+def test_a_mistake_is_one_line(amiss: Amiss, shop: Shop, make: Make) -> None:
     shop.publish(make("3"), keep=True)
     for arguments, code, says in [
         (("rollout", "pump-4"), 66, "pump-4 is not offered by"),
@@ -334,7 +355,7 @@ COMMANDS = [line for block in re.findall(r"^```sh\n(.*?)^```", HOWTO, re.M | re.
 
 
 def test_the_page_tells_the_truth(
-    run: Run, shop: Shop, make: Make, crowd: Crowd, kinds: dict[str, Kind], mosquitto: Mosquitto, tmp_path: Path,  # noqa: F811
+    run: Run, shop: Shop, make: Make, crowd: Crowd, kinds: dict[str, Kind], mosquitto: Mosquitto, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
@@ -373,6 +394,32 @@ def test_the_page_tells_the_truth(
             )
     assert ran == [("publish", {0: 20}), ("rollout", {1: 20}), ("status", {1: 20}), ("revert", {0: 20})]
     assert (tmp_path / "state" / "amiss" / "fleet.db").exists()
+
+
+def test_who_was_asked_and_has_not_begun_is_told_to_leave_it(
+    roll: Roll, crowd: Crowd, ledger: Ledger, kinds: dict[str, Kind]
+) -> None:
+    """Half of them cannot tell yet; then somebody takes the model back."""
+    with ThreadPoolExecutor() as pool:
+        rolling = pool.submit(roll, "undecided", stages=(1.0,))
+        until(lambda: running(crowd).get(1, 0) > 0 and running(crowd)[1] + len(waiting(crowd)) == 20)
+        undecided = waiting(crowd)
+        fleet.revert(ledger, ledger.find(None), "it is Friday")
+        done, members, _ = rolling.result(60)
+    assert (done.state, places(members), running(crowd)) == ("reverted", {"returned": 20}, {0: 20})
+    assert {member.device for member in members if member.reason == "it had not begun"} == {one.node for one in undecided}
+    (digest,) = kinds
+    kinds[digest] = "good"
+    for device in undecided:
+        device.updates.look_now()
+    time.sleep(1.0)
+    assert running(crowd) == {0: 20}, "nor do they take it when they look the next time"
+    undecided[0].updates.look_now(1)
+    until(lambda: running(crowd) == {0: 19, 1: 1})  # the control: they could
+
+
+def waiting(crowd: Crowd) -> list[played.Simulated]:
+    return [device for device in crowd.devices if "waits" in device.updates.progress.reason]
 
 
 def test_what_is_over_is_not_halted(ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from securesystemslib.signer import CryptoSigner
+from shop import WORDS
 from tuf.api.exceptions import BadVersionNumberError, ExpiredMetadataError, RepositoryError, UnsignedMetadataError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 from tuf_device import Device
@@ -19,14 +20,8 @@ from deploy.keyfiles import KeyRing, NewKey, Passphrases
 from deploy.repository import Repository
 from edge.errors import AccessError, CannotCreateError, DataError, GateError, NoInputError, UntrustedError, UsageError
 
-WORDS = "four random words here"
 SHIPPED_N = keyfiles.SCRYPT_N
 NAMES = {"root-1", "root-2", "root-3", "targets-1", "snapshot-1", "timestamp-1"}
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyfiles, "SCRYPT_N", 16)
 
 
 def passphrases(words: str = WORDS) -> Passphrases:

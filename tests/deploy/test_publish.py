@@ -6,8 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,16 +15,15 @@ from typing import Any
 import msgspec
 import pytest
 from mosquitto import Listener, Mosquitto, executable
-from small_bundle import members
+from shop import WORDS, Make, Parts, Run, Shop
 from tuf.api.exceptions import DownloadError, RepositoryError
 from tuf_device import Device
 
-import amiss
 from deploy import keyfiles, keys, repository, shelf
 from deploy import publish as publishing
 from deploy.keyfiles import KeyRing, Passphrases
 from deploy.repository import Repository, locked
-from edge.bundle import ChannelSpec, Manifest, write_bundle
+from edge.bundle import ChannelSpec, write_bundle
 from edge.errors import (
     AccessError,
     AmissError,
@@ -38,74 +36,8 @@ from edge.errors import (
     UsageError,
 )
 from edge.updating.fetch import Reply, Request, answer
-from edge.updating.offer import Offer
 
 DOCS = Path(__file__).parents[2] / "docs"
-WORDS = "four random words here"
-Make = Callable[..., Path]
-Run = Callable[..., tuple[int, str, str]]
-Parts = tuple[Manifest, dict[str, bytes]]
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyfiles, "SCRYPT_N", 16)
-
-
-@pytest.fixture(scope="module")
-def parts() -> Parts:
-    return members()
-
-
-@pytest.fixture
-def make(tmp_path: Path, parts: Parts) -> Make:
-    """A real bundle with other words in its manifest."""
-
-    def make(version: str = "1", name: str = "pump", readme: str = "", **changes: Any) -> Path:
-        manifest, files = parts
-        path = tmp_path / f"{name}-{version}{len(readme) or ''}.amiss"
-        write_bundle(
-            path,
-            msgspec.structs.replace(manifest, name=name, version=version, **changes),
-            files | {"README.md": readme.encode()},
-        )
-        return path
-
-    return make
-
-
-class Shop:
-    def __init__(self, folder: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self.folder, self.repo, self.clock = folder, folder / "models", clock
-        self.passphrases = Passphrases({}, lambda prompt: WORDS, lambda: True)
-        keys.init(self.repo, folder / "keys", self.passphrases, clock=clock)
-        self.root = (self.repo / "metadata" / "1.root.json").read_bytes()
-
-    def ring(self, *names: str) -> KeyRing:
-        places = [self.folder / "keys" / f"{name}.pem" for name in names] or [self.folder / "keys"]
-        return KeyRing(places, self.passphrases)
-
-    def publish(self, bundle: Path, ring: KeyRing | None = None, **options: Any) -> publishing.Published:
-        return publishing.publish(bundle, self.repo, ring or self.ring(), clock=self.clock, **options)
-
-    def number(self, bundle: Path, **options: Any) -> int:
-        offer = self.publish(bundle, **options).offer
-        assert isinstance(offer, Offer)
-        return offer.number
-
-    def withdraw(self, what: str) -> publishing.Published:
-        return publishing.withdraw(what, self.repo, self.ring(), clock=self.clock)
-
-    def refresh(self, *names: str) -> publishing.Published:
-        return publishing.refresh(self.repo, self.ring(*names), clock=self.clock)
-
-    def device(self, name: str = "device") -> Device:
-        return Device(self.folder / name, self.root, self.repo)
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -535,27 +467,6 @@ def test_only_the_publisher_changes_what_is_on_the_broker(shop: Shop, make: Make
 
 
 # The command line, and the page that explains it.
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    words = tmp_path / "words"
-    words.touch(0o600)
-    words.write_text(WORDS)
-    monkeypatch.setenv("AMISS_KEY_PASSPHRASE_FILE", str(words))
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["amiss", *arguments])
-        code = 0
-        try:
-            amiss.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -243,18 +243,25 @@ def suffer(folder: Path, broker: Mosquitto, count: int) -> tuple[list[str], list
         def kinds() -> list[str]:
             return [json.loads(payload)["type"] for payload in listener.payloads("amiss/n/s/event")]
 
+        def sends_until(condition: Callable[[], bool]) -> None:
+            def heard() -> bool:
+                sensor.send(0.1)
+                return condition()
+
+            until(heard)
+
         sensor.plug_in()
-        until(lambda: sensor.send(0.1) or online())  # type: ignore[func-returns-value]
+        sends_until(online)
         for i in range(count):
             kind = KINDS[i % len(KINDS)] if i % 30 < 29 else "long away"
             sensor.send(1.0)
             before = len(kinds())
             trouble(sensor, "unplugged" if kind == "long away" and i % 30 < 29 else kind, rng)
             started = time.monotonic()
-            until(lambda: sensor.send(0.1) or online())  # type: ignore[func-returns-value]
+            sends_until(online)
             back_s.append(time.monotonic() - started)
             sensor.send(0.5)
-            until(lambda: sensor.send(0.1) or len(kinds()) > before)  # type: ignore[func-returns-value] # noqa: B023
+            sends_until(lambda before=before: len(kinds()) > before)  # type: ignore[misc]  # bound now, not at the next turn
         sensor.send(0.5)
         told = kinds()
     sensor.unplug()

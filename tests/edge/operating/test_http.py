@@ -61,7 +61,7 @@ def get(path: str = "/api/now", host: str = "localhost:8642") -> bytes:
 
 def service(view: MadeView, token: str | None = None, checks: Sequence[Check] = CHECKS, **more: float) -> Service:
     config = WebConfig(token=token)
-    server = Server("web", "127.0.0.1", 0, routes(config, view), names=(), token=token, checks=checks, **more)  # type: ignore[arg-type]
+    server = Server("web", "127.0.0.1", 0, routes(config, view), names=(), token=token, checks=checks, **more)  # type: ignore[arg-type]  # limits
     return server.service
 
 
@@ -262,7 +262,7 @@ def test_the_same_bytes_would_have_changed_something_without_the_check() -> None
 
 @contextlib.contextmanager
 def serving(**more: float) -> Iterator[tuple[str, int]]:
-    server = Server("web", "127.0.0.1", 0, routes(WebConfig(), MadeView()), **more)  # type: ignore[arg-type]
+    server = Server("web", "127.0.0.1", 0, routes(WebConfig(), MadeView()), **more)  # type: ignore[arg-type]  # limits
     server.start()
     try:
         host, port = server.url.removeprefix("http://").rstrip("/").rsplit(":", 1)

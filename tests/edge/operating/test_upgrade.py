@@ -114,7 +114,7 @@ def device(models: Models, *names: str, now_s: Sequence[float] = (0.0,)) -> tupl
         models,
         Bundle.open(path := models.serve().path),
         path,
-        pumps,  # type: ignore[arg-type]
+        pumps,  # type: ignore[arg-type]  # of a stream, only what `Upgrade` asks of it
         alarm=lambda: config.alarm,
         adopted=lambda bundle: None,
         monotonic=lambda: now_s[0],

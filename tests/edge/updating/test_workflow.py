@@ -57,7 +57,7 @@ class Pump:
         self.says: tuple[Verdict, str] = "go on", ""
         self.open()
 
-    def open(self) -> None:
+    def open(self, poll_every_s: float = 60.0) -> None:
         """As an agent that starts does."""
         self.models = Models(self._folder / "models", factory=self._folder / "factory.amiss")
         self.updates = Updates(
@@ -65,15 +65,15 @@ class Pump:
             self.models.start(),
             self,
             self.told.append,
-            poll_every_s=60.0,
+            poll_every_s=poll_every_s,
             clock=lambda: self.now_s,
             look_s=0.0,
             first_s=0.0,
         )
 
-    def again(self) -> None:
+    def again(self, poll_every_s: float = 60.0) -> None:
         self.models.close()
-        self.open()
+        self.open(poll_every_s)
 
     def turns(self, count: int = 1, seconds: float = 60.0) -> None:
         for _ in range(count):
@@ -486,11 +486,11 @@ def test_whatever_the_repository_does_the_model_runs_on_and_is_asked_again(pump:
     def fails(wanted: Offer) -> Path:
         raise trouble
 
-    pump.fetch = fails  # type: ignore[method-assign]
+    pump.fetch = fails  # type: ignore[method-assign]  # a repository that is away, for this moment
     pump.turns(3)
     assert pump.ran == []
     assert str(trouble) in pump.last.reason
-    pump.fetch = fetch  # type: ignore[method-assign]
+    pump.fetch = fetch  # type: ignore[method-assign]  # a repository that is away, for this moment
     pump.turns()
     assert pump.ran == [1]
 
@@ -501,30 +501,21 @@ def test_what_has_expired_is_told_and_the_model_that_runs_goes_on(pump: Pump) ->
     pump.turns(2)
     check = pump.check
     pump.put(2)
-    pump.check = lambda *_: Checked("stale", "timestamp expired")  # type: ignore[method-assign]
+    pump.check = lambda *_: Checked("stale", "timestamp expired")  # type: ignore[method-assign]  # a repository that is away, for this moment
     for _ in range(2):
         pump.turns(3)
         assert (pump.last.step, pump.last.number, pump.last.reason) == ("idle", 1, "timestamp expired")
         assert (pump.models.serve().role, pump.models.serve().number) == ("active", 1)
         assert pump.ran == [1]
         pump.again()
-    pump.check = check  # type: ignore[method-assign]
+    pump.check = check  # type: ignore[method-assign]  # a repository that is away, for this moment
     pump.turns(2)
     assert pump.ran == [1, 2], "the control: signed anew it is taken"
 
 
 def test_a_hint_is_only_a_hint(pump: Pump) -> None:
     """Nobody polls here: what is looked at, is looked at because of the hint, and however many come, once."""
-    pump.updates = Updates(
-        pump.models,
-        pump.models.start(),
-        pump,
-        pump.told.append,
-        poll_every_s=1e9,
-        clock=lambda: pump.now_s,
-        look_s=0.0,
-        first_s=0.0,
-    )
+    pump.again(poll_every_s=1e9)
 
     def checks() -> int:
         return sum(progress.step == "checking" for progress in pump.told)
