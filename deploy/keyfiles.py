@@ -233,8 +233,11 @@ def _open(file: KeyFile, key: Key, passphrases: Passphrases) -> CryptoSigner:
     try:
         private = load_pem_private_key(data, password)
     except (ValueError, TypeError) as error:
-        if "password" in str(error).lower():
-            raise AccessError(f"{file.path}: this is not the passphrase of {file.name}") from None
+        # What a wrong passphrase makes of it looks whole in one case of 270, and only then it is no key.
+        if file.encrypted and re.search("password|deserialize", str(error)):
+            raise AccessError(
+                f"{file.path}: this is not the passphrase of {file.name}; if it is, the file is damaged: take its copy"
+            ) from None
         raise DataError(f"{file.path}: damaged; take the copy of {file.name} from its other place") from None
     if not isinstance(private, Ed25519PrivateKey) or SSlibKey.from_crypto(private.public_key()).keyid != key.keyid:
         raise DataError(f"{file.path}: holds another key than it says; take the copy of {file.name} from its other place")

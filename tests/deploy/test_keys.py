@@ -430,3 +430,13 @@ def test_what_was_changed_by_others_is_refused(yard: Yard) -> None:
         yard.device().offers()
     with pytest.raises(NoInputError, match="amiss keys init"):
         Repository(yard.folder / "nowhere")
+
+
+def test_a_wrong_passphrase_is_never_called_damage(tmp_path: Path) -> None:
+    """What one in some 270 makes of the file looks whole, and is no key: among so many there are such."""
+    keys.init(tmp_path / "models", tmp_path / "keys", passphrases())
+    root = Repository(tmp_path / "models").root
+    key = root.keys[root.roles["targets"].keyids[0]]
+    for i in range(1500):
+        with pytest.raises(AccessError, match="not the passphrase of targets-1; if it is, the file is damaged"):
+            KeyRing([tmp_path / "keys"], passphrases(f"other words {i}")).signer(key)
