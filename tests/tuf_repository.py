@@ -90,16 +90,17 @@ class Tuf:
         self.add(content, made)
         return made
 
-    def delegate(self, role: str, paths: list[str], parent: str = "targets") -> None:
+    def delegate(self, role: str, paths: list[str], parent: str = "targets", *, terminating: bool = False) -> None:
+        """`paths` to a role, which may be another's already; that is what it was then."""
         signer = key(role)
         owner = self.targets if parent == "targets" else self.delegated[parent]
         if owner.delegations is None:
             owner.delegations = Delegations({}, {})
         roles = cast("dict[str, DelegatedRole]", owner.delegations.roles)
-        roles[role] = DelegatedRole(role, [], 1, False, paths)
+        roles[role] = DelegatedRole(role, [], 1, terminating, paths)
         owner.add_key(signer.public_key, role)
-        self.delegated[role] = Targets(expires=self.expires)
-        self.signers[role] = [signer]
+        self.delegated.setdefault(role, Targets(expires=self.expires))
+        self.signers.setdefault(role, [signer])
 
     def publish(self) -> None:
         """All but the root, one version up."""

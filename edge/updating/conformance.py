@@ -4,6 +4,8 @@
     … --metadata-dir DIR --metadata-url URL refresh
     … --metadata-dir DIR --metadata-url URL --target-name PATH --target-base-url URL --target-dir DIR download
 
+`--target-name` may be given several times: one after the other, by one and the same client, up to the first that fails.
+
 Exit code 0, or 1 and the reason on standard error. For the suite and for looking into a repository by hand; an agent never uses
 it. What differs from a device, because the suite is about all of TUF: delegations are followed, up to 32; up to 256 new roots;
 targets may be called anything; time is the clock's alone. docs/howto/tuf-conformance.md
@@ -45,22 +47,28 @@ def refresh(options: argparse.Namespace) -> None:
 
 
 def download(options: argparse.Namespace) -> None:
-    from tuf.api.exceptions import LengthOrHashMismatchError
-
     there = repository(options)
     there.refresh()
-    target = there.target(options.target_name)
+    for name in options.target_name:
+        take(there, name, options.target_dir)
+
+
+def take(there: Repository, name: str, folder: Path) -> None:
+    """One target into `folder`, unless it lies there already."""
+    from tuf.api.exceptions import LengthOrHashMismatchError
+
+    target = there.target(name)
     if target is None:
-        raise LookupError(f"{options.target_name}: no such target")
-    into = options.target_dir / quote(target.path, safe="")
+        raise LookupError(f"{name}: no such target")
+    into = folder / quote(target.path, safe="")
     try:
         with into.open("rb") as file:
             target.verify_length_and_hashes(file)
         return
     except (OSError, LengthOrHashMismatchError):
         pass
-    options.target_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.target_dir) as place:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
         got = Path(place) / "got"
         there.download(target, got)
         os.replace(got, into)
@@ -70,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="edge.updating.conformance", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--metadata-dir", type=Path, required=True)
     parser.add_argument("--metadata-url")
-    parser.add_argument("--target-name")
+    parser.add_argument("--target-name", action="append")
     parser.add_argument("--target-dir", type=Path)
     parser.add_argument("--target-base-url")
     commands = parser.add_subparsers(required=True)
