@@ -16,8 +16,9 @@ import pytest
 import serial
 from usb import Machine
 
-from edge.config import ModbusConfig, RegisterConfig, StreamConfig
+from edge.config import StreamConfig
 from edge.errors import AccessError, ConfigError, DataError, NoInputError, SourceLostError
+from edge.profiles import ModbusConfig, RegisterConfig
 from edge.sensing.decoders.frames import encode_frame
 from edge.sensing.ports import Ports
 from edge.sensing.recordings import Recording, write_recording
