@@ -96,6 +96,7 @@ class Format(StrEnum):
     frames = "frames"
     csv = "csv"
     json = "json"
+    nmea = "nmea"
 
 
 class Written(StrEnum):

@@ -68,12 +68,13 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What comes over a serial port."""
 
     baud: Annotated[int, Meta(gt=0)] = 115200
-    format: Literal["frames", "csv", "json", "modbus"] = "frames"
-    """`frames`: COBS + CRC-32 binary frames; `csv`: one line of numbers a sample; `json`: one object a sample; `modbus`: a
-    Modbus RTU device, which has to be asked."""
+    format: Literal["frames", "csv", "json", "nmea", "modbus"] = "frames"
+    """`frames`: COBS + CRC-32 binary frames; `csv`: one line of numbers a sample; `json`: one object a sample; `nmea`:
+    one sentence `$…*hh` a sample; `modbus`: a Modbus RTU device, which has to be asked."""
     columns: tuple[str, ...] | None = None
     """Names of the values in the order they come on the wire (csv, frames), or keys (json). `None`: the model's channels in
-    its order. Names that the model does not know are read and dropped; `time` is the sensor's own clock in seconds."""
+    its order. Names that the model does not know are read and dropped; `time` is the sensor's own clock in seconds. Of a
+    sentence (nmea) the address comes first, as in `"$WIMWV"`, and `"=M"` is a field that has to be `M`."""
     clock: Literal["arrival", "sensor"] = "arrival"
     """Whose clock stamps the samples: this host's on arrival, or the sensor's own (frames, or a `time` column)."""
     jitter_s: Annotated[float, Meta(ge=0)] = 0.25
@@ -84,6 +85,8 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """With `format = "modbus"`: which registers to read, and from whom."""
 
     def __post_init__(self) -> None:
+        if self.format == "nmea" and not (self.columns and self.columns[0].startswith("$")):
+            raise ValueError('`format = "nmea"` needs `columns`: address and fields, as in ["$WIMWV", "angle", "=R"]')
         if self.format != "modbus":
             if self.modbus is not None:
                 raise ValueError(f'`modbus` says what to read, but `format = "{self.format}"`; set `format = "modbus"`')
