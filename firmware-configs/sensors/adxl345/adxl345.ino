@@ -56,7 +56,8 @@ static bool take(uint32_t now_us) {
   uint8_t entries = status & ENTRIES;
   if ((source & OVERRUN) && passed(now_us) > entries) amiss_skip(&frames, passed(now_us) - entries);
   if (!entries && passed(now_us) > LOST_POWER) return false;
-  for (uint8_t left = entries; left; --left) {
+  uint16_t room = amiss_room(&frames);  // the others wait in the FIFO
+  for (uint8_t left = entries; left && room; --left, --room) {
     // All six bytes in one go: that is what moves the FIFO on. The next address on the bus takes longer than the 5 µs that it
     // needs for that.
     if (!amiss_i2c_read(ADDRESS, DATAX0, raw, 6)) return false;

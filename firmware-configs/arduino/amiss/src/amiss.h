@@ -11,6 +11,7 @@
  * - No heap, C99 or C++11. It takes RAM for two frames: one that is filled and one that goes out.
  * - It never waits. When a frame is full and the one before has not gone out yet, the new one is dropped whole. Its samples
  *   were counted all the same, so the receiver knows how many it lacks. `frames.dropped` counts such frames.
+ * - A sensor with a buffer of its own need not lose that frame: `amiss_room` says how many samples there is room for.
  * - What was lost on the way here (a sensor's buffer ran over) is told by `amiss_skip`.
  * - Not for interrupt handlers: hand the sample to loop().
  */
@@ -185,6 +186,13 @@ static inline void amiss_skip(amiss_sender *s, uint32_t samples) {
   if (!samples) return;
   amiss_flush(s); /* the samples of a frame follow each other */
   s->sequence += samples;
+}
+
+/* So many samples can be added now without a frame being dropped. A sensor that buffers may keep the others until there is room:
+ * what piled up while nobody looked comes faster than the line takes it. */
+static inline uint16_t amiss_room(const amiss_sender *s) {
+  uint16_t left = (uint16_t)(s->samples - 1 - s->count);
+  return s->out_sent < s->out_size ? left : (uint16_t)(left + s->samples);
 }
 
 /* Bytes that wait to go out, and how many. */
