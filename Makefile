@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql compilers  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -104,3 +104,12 @@ qemu:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q qemu-user mmdebstrap gcc libc6-dev >/dev/null; \
 	else echo "emulating arm64 needs QEMU: sudo apt-get install -y qemu-user mmdebstrap gcc libc6-dev" >&2; exit 1; fi
+
+# For the sketches: they run here against simulated sensors, and are compiled for the Arm of a microcontroller. libnewlib-dev has
+# the headers; the libraries, which are 1.9 GB, are for linking, and nothing is linked for it.
+compilers:
+	@command -v arm-none-eabi-g++ >/dev/null && command -v g++ >/dev/null && \
+	  echo '#include <math.h>' | arm-none-eabi-g++ -fsyntax-only -x c++ - 2>/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends g++ gcc-arm-none-eabi libnewlib-dev >/dev/null; \
+	else echo "the tests need compilers: sudo apt-get install -y g++ gcc-arm-none-eabi libnewlib-dev" >&2; exit 1; fi

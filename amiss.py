@@ -96,6 +96,7 @@ class Format(StrEnum):
     frames = "frames"
     csv = "csv"
     json = "json"
+    nmea = "nmea"
 
 
 class Written(StrEnum):
@@ -204,53 +205,118 @@ def simulate(
 @app.command()
 def record(
     out: Annotated[Path, typer.Option(help="Recording to write (.csv or .csv.gz).", show_default=False)],
-    rate: Annotated[float, typer.Option(help="Samples per second.", show_default=False, min=0.001)],
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Samples per second. [default: the sensor's]", show_default=False, min=0.001),
+    ] = None,
     port: Annotated[
         str | None,
         typer.Option(help="Serial port: usb:VID:PID, or a file, best below /dev/serial/by-id/.", show_default=False),
+    ] = None,
+    sensor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="What is on the port: one of `amiss sensors`, or a sensor.toml of your own. It says rate, columns, baud and "
+            "format.",
+            show_default=False,
+        ),
     ] = None,
     columns: Annotated[
         str | None, typer.Option(help="Names of the values as they come, separated by commas.", show_default=False)
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long.", min=0.1)] = 600.0,
-    baud: Annotated[int, typer.Option(help="Speed of the port.")] = 115200,
-    format: Annotated[Format, typer.Option(help="What comes over the wire.")] = Format.frames,
+    baud: Annotated[
+        int | None, typer.Option(help="Speed of the port. [default: the sensor's, or 115200]", show_default=False)
+    ] = None,
+    format: Annotated[
+        Format | None, typer.Option(help="What comes over the wire. [default: the sensor's, or frames]", show_default=False)
+    ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Instead of port, baud and format: a device.toml with the sensor (Modbus).", show_default=False),
+        typer.Option(help="Instead of port, sensor, baud and format: a device.toml with the sensor.", show_default=False),
     ] = None,
     stream: Annotated[
         str | None, typer.Option(help="With --config: which of its streams, if there are several.", show_default=False)
     ] = None,
 ) -> None:
-    """Record a sensor, to learn from later. What was read is kept when you stop it early or the sensor is lost."""
+    """Record a sensor, to learn from later. What was read is kept when you stop it early or the sensor is lost.
+
+    amiss record --sensor adxl345 --port usb:2e8a:000a --seconds 3600 --out fan.csv
+    """
     from edge import config as configs
+    from edge import profiles
     from edge.config import StreamConfig
-    from edge.errors import UsageError
+    from edge.errors import ConfigError, UsageError
     from edge.operating.record import record as run
+    from edge.tables import converted
 
     names = tuple(name.strip() for name in columns.split(",")) if columns else None
-    if (port is None) == (config is None):
+    profile = profiles.load(sensor) if sensor else None
+    here = port or (profile.port if profile else None)
+    if (here is None) == (config is None) or (config and sensor):
         raise UsageError("say either --port for a sensor that sends by itself or --config FILE with a stream")
     if config is not None:
         streams = configs.load(config).streams
         if stream not in streams and (stream is not None or len(streams) > 1):
             raise UsageError(f"say --stream with one of: {', '.join(streams)}")
-        sensor = streams[stream or next(iter(streams))]
-        if sensor.modbus is not None:
-            names = names or tuple(register.channel for register in sensor.modbus.registers)
-        names = names or sensor.columns
-    if names is None:
-        raise UsageError("say --columns with the names of the values, in the order in which they come")
-    if port is not None:
+        found = streams[stream or next(iter(streams))]
+        profile = profiles.load(found.sensor, config.parent) if found.sensor else None
+        if found.modbus is not None:
+            names = names or tuple(register.channel for register in found.modbus.registers)
+        elif profile is None:
+            names = names or found.columns
+    else:
+        clock = "sensor" if names and "time" in names else None
+        said = {
+            "port": here,
+            "sensor": sensor,
+            "baud": baud,
+            "format": format and format.value,
+            "columns": names,
+            "clock": clock,
+        }
+        said = {key: value for key, value in said.items() if value is not None}
         try:
-            sensor = StreamConfig(
-                port=port, baud=baud, format=format.value, columns=names, clock="sensor" if "time" in names else "arrival"
-            )
-        except ValueError as error:
-            raise UsageError(f"--port: {error}") from None
-    found = run(sensor, names, rate, seconds, out, _say)
-    _say(f"{out}: {found} samples")
+            found = converted(profiles.fill(said, profile) if profile else said, StreamConfig, "--port")
+        except ConfigError as error:
+            raise UsageError(str(error)) from None
+    names = names or (tuple(channel.name for channel in profile.channels) if profile else None)
+    rate = rate or (profile.rate_hz if profile else None)
+    if names is None:
+        raise UsageError("say --columns with the names of the values, in the order in which they come; or --sensor NAME")
+    if rate is None:
+        raise UsageError("say --rate with how many samples come in a second; or --sensor NAME")
+    count = run(found, names, rate, seconds, out, _say)
+    _say(f"{out}: {count} samples")
+
+
+@app.command()
+def sensors(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME|FILE]", help="All about one: its settings, and how it is wired.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Sensors that are known: what they measure, how fast, over what line. `sensor = "NAME"` in device.toml takes it all."""
+    import msgspec
+
+    from edge import profiles
+
+    if name is not None:
+        sensor = profiles.load(name)
+        text = profiles.wiring(name)
+        lines = [*sensor.lines(), "", text.strip() if text else f"Wiring and sketch: firmware-configs/sensors/{sensor.name}/"]
+        _print(msgspec.to_builtins(sensor), lines, as_json)
+        return
+    known = profiles.sensors()
+    width = max(map(len, known))
+    lines = [
+        f"{one.name:{width}}  {one.rate_hz:>8g} Hz  {one.baud:>7} baud  {one.title}\n{'':{width}}  {one.measures()}"
+        for one in known.values()
+    ]
+    _print(list(map(msgspec.to_builtins, known.values())), lines, as_json)
 
 
 @app.command()

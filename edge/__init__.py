@@ -9,7 +9,7 @@
     broker, page, `amiss ask` ──operating──▶ the stream's thread, between two chunks
                                 requests, control, web
 
-- `signal`, `event`, `errors`, `files`, `config`: the ground floor, plain values;
+- `signal`, `event`, `errors`, `files`, `config`, `profiles`, `tables`: the ground floor, plain values;
 - `pipeline`: windows, sensor health and scoring composed, pure (read this first);
 - `bundle`, `head`: what a model is, and how it proves itself; the part of it that is fitted to one machine;
 - `operating.stream`: one sensor, from its bytes to events on disk (read this second);

@@ -1,10 +1,10 @@
 """device.toml → frozen structs. Defaults live here and nowhere else.
 
-Order: flag > environment > file > default. `AMISS_MQTT__PASSWORD=…` sets `mqtt.password`; `AMISS_MQTT__PASSWORD_FILE=…`
-reads it from a file; inside the file `${VAR}` and `${VAR:?message}` are replaced by the environment's value.
+Order: flag > environment > file > the sensor's profile > default. `AMISS_MQTT__PASSWORD=…` sets `mqtt.password`;
+`AMISS_MQTT__PASSWORD_FILE=…` reads it from a file; inside the file `${VAR}` and `${VAR:?message}` are replaced by the
+environment's value.
 """
 
-import difflib
 import functools
 import ipaddress
 import math
@@ -18,79 +18,28 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta
 
+from edge import profiles
 from edge.errors import ConfigError, NoInputError
+from edge.profiles import Positive, Wire
+from edge.tables import converted, printable, refuse_unknown_keys, unwrap
 
 T = TypeVar("T")
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lower case letters, digits and dashes")]
-Positive = Annotated[float, Meta(gt=0)]
 WEEK_H = 168.0
 HOURS = {"hour": 1.0, "day": 24.0, "week": WEEK_H, "month": 730.5}
 MOST_PER_WEEK = 60 * WEEK_H
 
 
-class RegisterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One value among a Modbus device's registers."""
-
-    channel: Annotated[str, Meta(min_length=1)]
-    """The model's channel that it is; others are not read."""
-    address: Annotated[int, Meta(ge=0, le=65535)]
-    """As on the wire, from 0: what manuals call holding register 40001, or input register 30001, is 0."""
-    kind: Literal["holding", "input"] = "holding"
-    type: Literal["int16", "uint16", "int32", "uint32", "float32"] = "int16"
-    """Those of 32 bits take this address and the next."""
-    word_order: Literal["big", "little"] = "big"
-    """Which half of 32 bits stands first: the high one (`big`, as the standard has it) or the low one."""
-    scale: float = 1.0
-    """Value = what is in the register × scale."""
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.scale) or self.scale == 0:
-            raise ValueError(f"`scale = {self.scale:g}` leaves nothing of the value; leave it out for the plain number")
-        if self.address + self.words > 65536:
-            raise ValueError(f"`address = {self.address}` is the last, and {self.type} takes two; take one before it")
-
-    @property
-    def words(self) -> int:
-        return 2 if self.type.endswith("32") else 1
-
-
-class ModbusConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A Modbus RTU device; it is asked for a sample as often as the model wants one. Needs `pip install 'amiss[modbus]'`."""
-
-    registers: Annotated[tuple[RegisterConfig, ...], Meta(min_length=1)]
-    unit: Annotated[int, Meta(ge=1, le=247)] = 1
-    """Its address on the bus (slave id)."""
-    parity: Literal["even", "odd", "none"] = "even"
-    """`even` is the standard's, `none` that of many devices."""
-    stopbits: Literal[1, 2] = 1
-    timeout_s: Annotated[float, Meta(gt=0, le=5)] = 0.2
-    """How long an answer may take, beyond the time that it is on the wire."""
-    pause_s: Annotated[float, Meta(ge=0, le=5)] = 0.0
-    """Least silence before a request. The 3.5 characters of the standard are always kept."""
-
-
-class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StreamConfig(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One sensor on one serial port."""
 
     port: Annotated[str, Meta(min_length=1)]
     """Best a name that lasts, looked up whenever the port is opened: `usb:VID:PID` or `usb:VID:PID:SERIAL`, or a device file,
     as in /dev/serial/by-id/…; with `*` in it whatever file fits, if only one does. `amiss check` says what there is."""
-    baud: Annotated[int, Meta(gt=0)] = 115200
-    format: Literal["frames", "csv", "json", "modbus"] = "frames"
-    """`frames`: COBS + CRC-32 binary frames; `csv`: one line of numbers a sample; `json`: one object a sample; `modbus`: a
-    Modbus RTU device, which has to be asked."""
-    columns: tuple[str, ...] | None = None
-    """Names of the values in the order they come on the wire (csv, frames), or keys (json). `None`: the model's channels in
-    its order. Names that the model does not know are read and dropped; `time` is the sensor's own clock in seconds."""
-    clock: Literal["arrival", "sensor"] = "arrival"
-    """Whose clock stamps the samples: this host's on arrival, or the sensor's own (frames, or a `time` column)."""
-    jitter_s: Annotated[float, Meta(ge=0)] = 0.25
-    """With `clock = "arrival"`: how late the host may notice a sample before a hole is inferred."""
-    silence_s: Positive = 10.0
-    """Without a sample for this long the stream counts as offline and the port is opened again."""
-    modbus: ModbusConfig | None = None
-    """With `format = "modbus"`: which registers to read, and from whom."""
+    sensor: Annotated[str, Meta(min_length=1)] | None = None
+    """What is on it: one that `amiss sensors` lists, or a sensor.toml of one's own (a path, with `/` in it, from this file's
+    folder). It says whatever is not said here. `None`: all is said here."""
 
     def __post_init__(self) -> None:
         if self.port.startswith("usb:") and not USB_PORT.fullmatch(self.port):
@@ -98,17 +47,7 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f'`port = "{self.port}"` is neither usb:VID:PID nor usb:VID:PID:SERIAL; VID and PID are four hexadecimal '
                 "digits each, as lsusb prints them"
             )
-        if self.format != "modbus":
-            if self.modbus is not None:
-                raise ValueError(f'`modbus` says what to read, but `format = "{self.format}"`; set `format = "modbus"`')
-        elif self.modbus is None:
-            raise ValueError(
-                '`format = "modbus"` needs a table `modbus` with `registers`; there is one in docs/howto/connect-a-sensor.md'
-            )
-        elif self.columns is not None:
-            raise ValueError("`columns` is for sensors that send by themselves; name each `channel` in `modbus.registers`")
-        elif self.clock == "sensor":
-            raise ValueError('a Modbus device has no clock of its own; leave `clock = "sensor"` out')
+        super().__post_init__()
 
 
 USB_PORT = re.compile(r"usb:([0-9a-fA-F]{4}):([0-9a-fA-F]{4})(?::(.+))?")
@@ -326,6 +265,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
     data = _substitute(data, environ, str(path))
     _merge(data, _from_environment(environ, path))
     _merge(data, overrides or {})
+    _fill(data, path)
     config = parse(data, str(path))
     if not Path(config.bundle).is_absolute():
         config = msgspec.structs.replace(config, bundle=str(path.parent / config.bundle))
@@ -333,6 +273,20 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mappin
         update = msgspec.structs.replace(config.update, root=str(path.parent / config.update.root))
         config = msgspec.structs.replace(config, update=update)
     return config
+
+
+def _fill(data: dict[str, Any], path: Path) -> None:
+    """Streams get what their sensor's profile says and they do not."""
+    streams = data.get("streams")
+    if not isinstance(streams, dict):
+        return  # which `parse` has words for
+    for name, stream in streams.items():
+        sensor = stream.get("sensor") if isinstance(stream, dict) else None
+        if isinstance(sensor, str) and sensor:
+            try:
+                streams[name] = profiles.fill(stream, profiles.load(sensor, path.parent))
+            except ConfigError as error:
+                raise ConfigError(f"{path}: streams.{printable(name)}.sensor: {error}") from None
 
 
 def _text(path: Path) -> str:
@@ -373,15 +327,7 @@ def _section(name: str, kind: type[T], path: Path | None, environ: Mapping[str, 
     _merge(data, {name: _from_environment(environ, Path(where)).get(name, {})})
     _merge(data, {name: more})
     refuse_unknown_keys(data[name], kind, where, f"{name}.")
-    return _converted(data[name], kind, f"{where}: {name}")
-
-
-def _converted(data: Any, kind: type[T], where: str) -> T:
-    try:
-        return msgspec.convert(data, kind)
-    except msgspec.ValidationError as error:
-        message, _, at = str(error).partition(" - at `$")
-        raise ConfigError(f"{where}{at.rstrip('`')}: {message[0].lower()}{message[1:]}") from None
+    return converted(data[name], kind, where, name)
 
 
 def parse(data: Any, where: str = "configuration") -> DeviceConfig:
@@ -392,7 +338,7 @@ def parse(data: Any, where: str = "configuration") -> DeviceConfig:
     try:
         if isinstance(streams, dict):  # one by one: msgspec does not say which one it is that is wrong
             for name, stream in streams.items():
-                at = f"streams.{_printable(name)}"
+                at = f"streams.{printable(name)}"
                 msgspec.convert(stream, StreamConfig)
         at = ""
         return msgspec.convert(data, DeviceConfig)
@@ -406,13 +352,17 @@ def changed_alarm(alarm: AlarmConfig, changes: Mapping[str, Any]) -> AlarmConfig
     """`[alarm]` with other values for some of its keys; raises `ConfigError`."""
     merged = {**msgspec.to_builtins(alarm), **changes}
     refuse_unknown_keys(merged, AlarmConfig, "alarm", "alarm.")
-    return _converted(merged, AlarmConfig, "alarm")
+    return converted(merged, AlarmConfig, "", "alarm")
 
 
 @functools.cache
 def schema() -> dict[str, Any]:
     """JSON Schema 2020-12 of device.toml."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(DeviceConfig)}
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(DeviceConfig)}
+    stream = found["$defs"]["StreamConfig"]
+    stream["required"].remove("port")
+    stream["anyOf"] = [{"required": ["port"]}, {"required": ["sensor"]}]  # whose profile may say the port, too
+    return found
 
 
 def redacted(config: DeviceConfig) -> dict[str, Any]:
@@ -429,6 +379,7 @@ node = "pump-7"
 bundle = "pump.amiss"
 
 [streams.pump]
+sensor = "adxl345"
 port = "/dev/ttyUSB0"
 
 [mqtt]
@@ -475,9 +426,9 @@ def _typed(keys: list[str], value: str) -> Any:
     at: Any = DeviceConfig
     for key in keys:
         if get_origin(at) is dict:
-            at = _unwrap(get_args(at)[1])
+            at = unwrap(get_args(at)[1])
         elif hasattr(at, "__struct_fields__"):
-            at = _unwrap(get_type_hints(at).get(key, str))
+            at = unwrap(get_type_hints(at).get(key, str))
     for kind in (int, float):
         if at is kind:
             try:
@@ -485,15 +436,6 @@ def _typed(keys: list[str], value: str) -> Any:
             except ValueError:
                 return value
     return value
-
-
-def _unwrap(hint: Any) -> Any:
-    """The one type that matters in `Annotated[T, …] | None`."""
-    if get_origin(hint) is Annotated:
-        return _unwrap(get_args(hint)[0])
-    if type(None) in (args := get_args(hint)):
-        return _unwrap(next(arg for arg in args if arg is not type(None)))
-    return hint
 
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::\?([^}]*))?\}")
@@ -522,29 +464,3 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _printable(text: str) -> str:
-    """TOML lets a quoted key hold anything, but what is said of it is one line."""
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def refuse_unknown_keys(data: Any, struct: Any, where: str, prefix: str) -> None:
-    """msgspec refuses unknown keys too, but cannot say which known one was meant."""
-    if not isinstance(data, dict):
-        return
-    hints = get_type_hints(struct, include_extras=True)
-    for key, value in data.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(sorted(hints))}"
-            raise ConfigError(f"{where}: unknown key `{prefix}{_printable(key)}`; {hint}")
-        inner = _unwrap(hints[key])
-        if hasattr(inner, "__struct_fields__"):
-            refuse_unknown_keys(value, inner, where, f"{prefix}{key}.")
-        elif get_origin(inner) is tuple and isinstance(value, list):
-            for i, item in enumerate(value):
-                refuse_unknown_keys(item, _unwrap(get_args(inner)[0]), where, f"{prefix}{key}[{i}].")
-        elif get_origin(inner) is dict and isinstance(value, dict):
-            for name, item in value.items():
-                refuse_unknown_keys(item, _unwrap(get_args(inner)[1]), where, f"{prefix}{key}.{_printable(name)}.")

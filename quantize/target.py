@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edge.config import refuse_unknown_keys
 from edge.errors import ConfigError, UsageError
+from edge.tables import refuse_unknown_keys
 from quantize.parity import Parity
 from trainer.recipe import Budget
 

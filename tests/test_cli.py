@@ -23,6 +23,7 @@ VERBS = [
     "demo",
     "simulate",
     "record",
+    "sensors",
     "train",
     "quantize",
     "search",

@@ -43,6 +43,9 @@ def test_a_device_install_is_light_and_works(tmp_path: Path) -> None:
     installed = {entry["name"].lower() for entry in json.loads(call(python, "-m", "pip", "list", "--format", "json"))}
     assert {"amiss", "numpy", "onnxruntime", "paho-mqtt", "pyserial"} <= installed
     assert installed.isdisjoint(HEAVY)
+    assert "adxl345" in call(python, "-c", "from edge.profiles import sensors; print(*sensors())")
+    (folder,) = (tmp_path / "venv").glob("lib/python*/site-packages/edge/sensors")
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {"sensor.toml"}, "no sketch and no capture"
     assert "raspberry-pi-4" in call(python, "-c", "from quantize.target import boards; print(*boards())")
 
     bundle = build(tmp_path / "small.amiss", windows=200)

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from edge.config import refuse_unknown_keys
 from edge.errors import ConfigError, NoInputError
 from edge.scoring.ensemble import DEFAULT_SCORER
 from edge.scoring.ensemble import parse as parse_scorer
 from edge.sensing.windows import MissingPolicy
+from edge.tables import refuse_unknown_keys
 
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0)]

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge.config import ModbusConfig, RegisterConfig
 from edge.errors import ConfigError
+from edge.profiles import ModbusConfig, RegisterConfig
 from edge.signal import Float32
 
 if TYPE_CHECKING:

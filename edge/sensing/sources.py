@@ -264,7 +264,7 @@ class SerialSource(PortSource):
         if not received:
             return "nothing arrives at all: is the sensor powered, and does it send by itself?"
         if not corrupt:
-            return f"{received} bytes came, but no end of a sample: is format = {self.config.format!r} right?"
+            return f"{received} bytes came, but no sample in it: are format = {self.config.format!r} and columns right?"
         return (
             f"{received} bytes came, {corrupt} damaged, the last: {self._decoder.trouble}; check baud = {self.config.baud}, "
             f"format = {self.config.format!r} and columns"

@@ -23,8 +23,9 @@ from small_bundle import members, normal
 
 from deploy.machine import SerialPort
 from edge.bundle import Bundle, write_bundle
-from edge.config import AlarmConfig, ModbusConfig, RegisterConfig, StreamConfig
+from edge.config import AlarmConfig, StreamConfig
 from edge.operating import system
+from edge.profiles import ModbusConfig, RegisterConfig
 from edge.sensing.decoders import open_decoder
 from edge.sensing.decoders.frames import FrameDecoder, encode_frame
 from edge.sensing.modbus import ModbusMaster

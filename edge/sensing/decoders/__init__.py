@@ -5,6 +5,7 @@
 | `frames` | COBS + CRC-32 binary frames, see `frames` and docs/wire-format.md | yes, and knows what was lost |
 | `csv` | one line of numbers a sample | no |
 | `json` | one object a sample | no |
+| `nmea` | one sentence with a checksum a sample, see `nmea` | nearly always |
 
 A new format is a class in a file of its own and a line in `DECODERS`; `edge.testing.check_decoder` then tests it.
 """
@@ -16,6 +17,7 @@ from edge.config import StreamConfig
 from edge.errors import ConfigError
 from edge.sensing.decoders.frames import FrameDecoder
 from edge.sensing.decoders.lines import CsvDecoder, JsonDecoder
+from edge.sensing.decoders.nmea import NmeaDecoder
 from edge.signal import Samples
 
 
@@ -44,6 +46,7 @@ DECODERS: dict[str, Callable[..., Decoder]] = {
     "frames": FrameDecoder,
     "csv": CsvDecoder,
     "json": JsonDecoder,
+    "nmea": NmeaDecoder,
 }
 """By `StreamConfig.format`; arguments are (columns, channels, period_ns, clock, jitter_s)."""
 

@@ -27,7 +27,7 @@ _MAX_TIME_S = 9e9  # in nanoseconds it still fits an int64
 _NAN = float("nan")
 
 
-class _LineDecoder(ABC):
+class LineDecoder(ABC):
     """Cuts, counts and stamps lines; those who inherit read them.
 
     How the bytes are split never changes the values, nor, with `clock="sensor"`, the stamps. `columns` are the names of the
@@ -136,7 +136,7 @@ class _LineDecoder(ABC):
         self.trouble = trouble
 
 
-class CsvDecoder(_LineDecoder):
+class CsvDecoder(LineDecoder):
     """One line of numbers a sample, separated by commas; an empty cell or `nan` is a missing value."""
 
     def _rows(self, lines: list[bytes]) -> Float64 | None:
@@ -164,7 +164,7 @@ class CsvDecoder(_LineDecoder):
             return "not a number"
 
 
-class JsonDecoder(_LineDecoder):
+class JsonDecoder(LineDecoder):
     """One object of numbers a sample; a key that is absent, `null` or `NaN` is a missing value, other keys do not matter."""
 
     def __init__(

@@ -23,7 +23,7 @@ def read(tmp_path: Path, text: str) -> DeviceConfig:
 
 def test_there_is_an_example_for_every_format(tmp_path: Path) -> None:
     formats = {stream.format for text in EXAMPLES for stream in read(tmp_path, text).streams.values()}
-    assert formats == {"frames", "csv", "json", "modbus"}
+    assert formats == {"frames", "csv", "json", "nmea", "modbus"}
 
 
 @pytest.mark.parametrize("text", EXAMPLES)

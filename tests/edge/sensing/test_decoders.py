@@ -1,7 +1,10 @@
 """What every decoder owes, and what is special about lines."""
 
+import functools
 import json
 import math
+import operator
+import re
 from collections.abc import Callable
 from typing import get_args, get_type_hints
 
@@ -16,6 +19,7 @@ from edge.sensing.decoders import DECODERS, Decoder, open_decoder
 from edge.sensing.decoders.frames import FrameDecoder, encode_frame
 from edge.sensing.decoders.layout import Clock
 from edge.sensing.decoders.lines import MAX_LINE, CsvDecoder, JsonDecoder
+from edge.sensing.decoders.nmea import NmeaDecoder
 from edge.sensing.windows import Windower
 from edge.signal import Float32, Samples
 from edge.testing import check_decoder, feed_all
@@ -48,10 +52,20 @@ def as_json(x: Float32) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
+def sentence(body: str) -> bytes:
+    return f"${body}*{functools.reduce(operator.xor, body.encode()):02X}\r\n".encode()
+
+
+def as_nmea(x: Float32) -> bytes:
+    cells = [("" if np.isnan(v) else f"{v:.15f}" for v in column) for column in x.T]
+    return b"".join(sentence(",".join(("PAMI", f"{0.0025 * i:.4f}", *row, "M"))) for i, row in enumerate(cells))
+
+
 WIRES: dict[str, tuple[Callable[[Float32], bytes], tuple[str, ...]]] = {
     "frames": (as_frames, ("a", "b", "c")),
     "csv": (as_csv, ("time", "a", "b", "c")),
     "json": (as_json, ("time", "a", "b", "c")),
+    "nmea": (as_nmea, ("$PAMI", "time", "a", "b", "c", "=M")),
 }
 
 
@@ -329,6 +343,88 @@ def test_json_keys_need_not_be_names_in_python() -> None:
         JsonDecoder(['"'], ['"'], PERIOD_NS)
 
 
+# Sentences.
+
+WIND = ("$WIMWV", "angle", "=R", "speed", "=M", "status")
+
+
+def wind(*sentences: bytes) -> tuple[NmeaDecoder, list[list[float]]]:
+    made = NmeaDecoder(WIND, ("speed", "angle"), 1e9)
+    return made, made.feed(b"".join(sentences), 0).x.T.tolist()
+
+
+def test_a_sentence_is_a_sample_and_others_are_not_looked_at() -> None:
+    made, rows = wind(
+        sentence("WIMWV,214.8,R,3.1,M,A"),
+        sentence("WIMWV,214.8,T,3.1,M,A"),  # over ground
+        sentence("WIMWV,214.8,R,6.0,N,A"),  # in knots
+        sentence("GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W"),
+        sentence("WIMWV,,R,-.5,M,A"),
+        sentence("WIMWV,1.,R,+2,M,A").replace(b"\r\n", b"\n"),
+    )
+    assert rows[0] == [pytest.approx(3.1), pytest.approx(214.8)]
+    assert rows[1][0] == -0.5
+    assert math.isnan(rows[1][1])
+    assert rows[2:] == [[2, 1]]
+    assert (made.corrupt, made.lost) == (0, 0)
+
+
+def test_what_the_sensor_calls_void_is_missing_and_has_its_place() -> None:
+    made, rows = wind(sentence("WIMWV,214.8,R,3.1,M,A"), sentence("WIMWV,214.8,R,9.9,M,V"), sentence("WIMWV,1,R,2,M,"))
+    assert np.isnan(rows[1:]).all()
+    assert made.corrupt == 0
+    timed = NmeaDecoder(("$X", "time", "a", "status"), "a", 1e9, "sensor")
+    samples = timed.feed(sentence("X,5,1,V"), 0)
+    assert samples.time_ns.tolist() == [5 * 10**9], "it is known when there was nothing"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"$WIMWV,214.8,R,3.1,M,A*00\r\n", "wrong checksum"),
+        (sentence("WIMWV,214.8,R,3.1,M,A").replace(b"3.1", b"3.2"), "wrong checksum"),
+        (b"$WIMWV,214.8,R,3.1,M,A\r\n", r"no sentence of the form \$…\*hh"),
+        (b"$WIMWV,214.8,R,3.1,M,A*2\r\n", "no sentence"),
+        (b"WIMWV,214.8\n", "no sentence"),
+        (sentence("WIMWV,214.8,R,3.1,M"), r"4 fields, the configuration names 5 after \$WIMWV"),
+        (sentence("WIMWV,1e9,R,3.1,M,A"), "angle is not a number"),
+        (sentence("WIMWV,nan,R,3.1,M,A"), "angle is not a number"),
+        (sentence("WIMWV,1_0,R,3.1,M,A"), "angle is not a number"),
+    ],
+)
+def test_a_sentence_that_is_wrong_is_counted_and_told(line: bytes, says: str) -> None:
+    made, rows = wind(sentence("WIMWV,214.8,R,3.1,M,A"), line, sentence("WIMWV,214.8,R,3.1,M,A"))
+    assert (len(rows), made.corrupt) == (2, 1)
+    assert re.match(says, made.trouble)
+
+
+def test_no_flipped_bit_and_no_burst_of_eight_makes_a_wrong_value() -> None:
+    """What the checksum promises. The control: a flip of the same bit in two bytes is not found."""
+    good = sentence("WIMWV,214.8,R,3.1,M,A")
+    _, right = wind(good)
+
+    def gets_through(data: bytes) -> bool:
+        return any(row != right[0] for row in wind(data)[1])
+
+    bits = np.unpackbits(np.frombuffer(good, np.uint8))
+    for first in range(len(bits)):
+        for burst in (0b1, 0b11, 0b1001, 0b10000001, 0b11111111):
+            mask = np.array([burst >> i & 1 for i in range(8)], np.uint8)[: len(bits) - first]
+            damaged = bits.copy()
+            damaged[first : first + len(mask)] ^= mask
+            assert not gets_through(np.packbits(damaged).tobytes()), (first, burst)
+    assert gets_through(good.replace(b"214.8", b"204.9"))
+
+
+def test_sentences_need_their_address_first() -> None:
+    with pytest.raises(ConfigError, match="the first has to be the address of the sentence, as in \"\\$WIMWV\", and is 'a'"):
+        NmeaDecoder(("a", "b"), "ab", 1e9)
+    with pytest.raises(ConfigError, match="needs c"):
+        NmeaDecoder(("$X", "a", "b"), "abc", 1e9)
+    with pytest.raises(ValueError, match="needs `columns`"):
+        StreamConfig(port="p", format="nmea")
+
+
 # Stamps of lines.
 
 
@@ -390,7 +486,8 @@ def test_open_decoder_names_the_stream_that_is_wrong() -> None:
 
 def test_the_registry_has_every_format_of_the_configuration() -> None:
     for name in DECODERS:
-        open_decoder(StreamConfig(port="p", format=name), "ab", 400)  # type: ignore[arg-type]
+        columns = ("$X", "a", "b") if name == "nmea" else None
+        open_decoder(StreamConfig(port="p", format=name, columns=columns), "ab", 400)  # type: ignore[arg-type]
     assert set(get_args(get_type_hints(StreamConfig)["format"])) == {*DECODERS, "modbus"}, "which is asked, and not decoded"
 
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from modbus_slave import Slave, framed
 from pymodbus.framer import FramerRTU
 
-from edge.config import ModbusConfig, RegisterConfig, StreamConfig
+from edge.config import StreamConfig
 from edge.errors import ConfigError, SourceLostError
+from edge.profiles import ModbusConfig, RegisterConfig
 from edge.sensing.modbus import ModbusMaster
 from edge.sensing.sources import IDLE_S, ModbusSource
 from edge.signal import Float32, Float64, Samples

@@ -16,8 +16,9 @@ import pytest
 import serial
 from usb import Machine
 
-from edge.config import ModbusConfig, RegisterConfig, StreamConfig
+from edge.config import StreamConfig
 from edge.errors import AccessError, ConfigError, DataError, NoInputError, SourceLostError
+from edge.profiles import ModbusConfig, RegisterConfig
 from edge.sensing.decoders.frames import encode_frame
 from edge.sensing.ports import Ports
 from edge.sensing.recordings import Recording, write_recording
@@ -174,7 +175,7 @@ def test_a_stream_in_another_format_is_told_apart_from_noise(sensor: Sensor) -> 
     made = source(sensor, silence_s=0.3)
     stream = open_stream(made)
     sensor.write(b"1,2\n" * 5)
-    with pytest.raises(SourceLostError, match="no end of a sample: is format = 'frames' right"):
+    with pytest.raises(SourceLostError, match="no sample in it: are format = 'frames' and columns right"):
         list(stream)
 
 
