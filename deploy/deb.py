@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -92,19 +93,24 @@ TARGETS = tuple(Target(debian, architecture) for debian in PYTHONS for architect
 def build(wheel: Path, target: Target, out: Path, epoch: int) -> Path:
     """Write the package of this wheel into the folder `out`. `epoch` is the time of everything in it, in seconds since 1970.
     Raises `PackageError`."""
-    released = wheel.name.split("-")[1]
+    version = wheel.name.split("-")[1]
     with tempfile.TemporaryDirectory(prefix="amiss-deb-") as folder:
         root = Path(folder) / "root"
         _vendor(wheel, target, root)
-        _ours(target, root, released, epoch)
-        _control(target, root, released)
+        _ours(target, root, version, epoch)
+        _control(target, root, version)
         _settle(root, epoch)
         out.mkdir(parents=True, exist_ok=True)
         draft = Path(folder) / "amiss.deb"
         # Its member times come from the environment, and the order from their names.
         environment = os.environ | {"SOURCE_DATE_EPOCH": str(epoch)}
         call("dpkg-deb", "--root-owner-group", "-Zxz", "-b", root, draft, environment=environment)
-        return Path(shutil.move(draft, out / target.file_name(released)))
+        return Path(shutil.move(draft, out / target.file_name(version)))
+
+
+def released() -> str:
+    """The version in pyproject.toml."""
+    return str(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"])
 
 
 def site(target: Target) -> str:
@@ -157,7 +163,7 @@ def _ours(target: Target, root: Path, released: str, epoch: int) -> None:
     lib = root / LIB
     (lib / "bin").mkdir()
     (lib / "bin" / "python3").symlink_to(f"/usr/bin/python{target.python}")
-    (lib / "bin" / "amiss.py").write_text("from amiss import main\n\nmain()\n")
+    (lib / "bin" / "amiss").write_text("from amiss import main\n\nmain()\n")
     (lib / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {target.python}\n")
     _put(root / "usr/bin/amiss", (DEBIAN / "launcher").read_text()).chmod(0o755)
     _put(root / UNIT, unit((REPOSITORY / "deploy/systemd/amiss.service").read_text()))
@@ -280,10 +286,12 @@ def _pack(path: Path, text: str) -> None:
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
-def call(*command: str | Path, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
+def call(
+    *command: str | Path, environment: Mapping[str, str] | None = None, folder: Path | None = None, stdin: str | None = None
+) -> str:
     """What it prints. Raises `PackageError` with the last line it complained in."""
     try:
-        done = subprocess.run([*map(str, command)], env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run([*map(str, command)], env=environment, cwd=folder, input=stdin, capture_output=True, text=True)
     except OSError as error:
         raise PackageError(f"{command[0]} cannot be started: {error.strerror or error}") from None
     if done.returncode != 0:
