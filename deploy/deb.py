@@ -48,6 +48,10 @@ UNIT = "usr/lib/systemd/system/amiss.service"
 UNUSED = (
     "bin",  # made for the Python that pip ran under
     "**/tests",
+    "**/test-*.sh",
+    "numpy/_core/_*_tests.*.so",
+    "**/.gitignore",
+    "typer/.agents",
     "**/*.pyi",
     "**/*.h",
     "**/*.a",
@@ -81,7 +85,8 @@ class Target:
 
     def version(self, released: str) -> str:
         """Of a Python version: `0.2.0rc1` → `0.2.0~rc1+deb13`. Higher for a newer Debian, whose upgrade so takes ours along."""
-        return re.sub(r"[.]?(a|b|rc|dev)(?=[0-9])", r"~\1", released) + f"+deb{self.debian}"
+        early = re.sub(r"(a|b|rc)(?=[0-9])", r"~\1", released.replace(".dev", "~~dev"))
+        return f"{early}+deb{self.debian}"
 
     def file_name(self, released: str) -> str:
         return f"amiss_{self.version(released)}_{self.architecture}.deb"
@@ -162,7 +167,7 @@ def _key(name: str) -> str:
 def _ours(target: Target, root: Path, released: str, epoch: int) -> None:
     lib = root / LIB
     (lib / "bin").mkdir()
-    (lib / "bin" / "python3").symlink_to(f"/usr/bin/python{target.python}")
+    (lib / "bin" / "python3").symlink_to(f"../../../bin/python{target.python}")
     (lib / "bin" / "amiss").write_text("from amiss import main\n\nmain()\n")
     (lib / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {target.python}\n")
     _put(root / "usr/bin/amiss", (DEBIAN / "launcher").read_text()).chmod(0o755)
@@ -183,8 +188,7 @@ def _ours(target: Target, root: Path, released: str, epoch: int) -> None:
     news = f"amiss ({version}) stable; urgency=medium\n\n  * {released}: CHANGELOG.md.gz says what is new."
     _pack(doc / "changelog.gz", f"{news}\n\n -- {_maintainer()}  {date}\n")
     _pack(root / "usr/share/man/man1/amiss.1.gz", (DEBIAN / "amiss.1").read_text().replace("@VERSION@", released))
-    if (DEBIAN / "lintian-overrides").exists():
-        _put(root / "usr/share/lintian/overrides/amiss", (DEBIAN / "lintian-overrides").read_text())
+    _put(root / "usr/share/lintian/overrides/amiss", (DEBIAN / "lintian-overrides").read_text())
 
 
 def unit(text: str) -> str:
@@ -210,6 +214,7 @@ def _licenses(site: Path, target: Target) -> str:
         "",
         "Packages of others, unchanged but for files that a device does not use (tests, headers, tools). Their licenses are in",
         f"/{LIB}/lib/python{target.python}/site-packages/*.dist-info.",
+        "Apache's is in /usr/share/common-licenses/Apache-2.0, too.",
         "",
     ]
     for distribution in sorted(metadata.distributions(path=[str(site)]), key=lambda d: _key(d.metadata["Name"])):

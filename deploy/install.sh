@@ -158,7 +158,7 @@ install_all() {
 	trap 'exit 130' INT TERM HUP
 	"$python" -m venv "$venv" || refuse 69 "$python cannot make a virtual environment in $prefix; the lines above say why"
 	"$venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary=:all: -c "$here/constraints.txt" \
-		"$here/$wheel[update,modbus]" || refuse 69 "pip could not install it; the lines above say why. Nothing was changed"
+		"$here/${wheel}[update,modbus]" || refuse 69 "pip could not install it; the lines above say why. Nothing was changed"
 	"$venv/bin/amiss" --version >/dev/null || refuse 69 "what was installed does not start; the lines above say why. Nothing was changed"
 	ln -s "$release.$$/bin" "$prefix/bin.new"
 	mv -T "$prefix/bin.new" "$prefix/bin"
