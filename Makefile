@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet dist format clean mosquitto chromium systemd strace shellcheck postgresql qemu
+.PHONY: demo test arm64 packages soak check bench bench-detect bench-fleet dist format clean mosquitto chromium systemd strace shellcheck chroots postgresql qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -21,6 +21,9 @@ test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strac
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
+
+packages: $(VENV)/.dev mosquitto chroots  ## everything of `make dist`, built and tried in Debians of its own: install, upgrade, purge …
+	@$(BIN)/python -m pytest tests/packages
 
 soak: $(VENV)/.dev mosquitto chromium strace  ## what only shows after very many samples, kills and days; docs/reliability.md
 	@$(BIN)/python -m pytest -m soak -n 2 --dist worksteal --durations=0 --durations-min=1
@@ -44,7 +47,7 @@ bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is
 	@$(BIN)/python -m benchmarks.bearings
 	@$(BIN)/python -m benchmarks.ablation
 
-dist: $(VENV)/.dev  ## wheel, sdist and Debian packages, with their SHA-256, into dist/
+dist: $(VENV)/.dev chroots  ## wheel, Debian packages, container image and install.sh, with their SHA-256, into dist/
 	@$(BIN)/python -m deploy.dist all
 
 format: $(VENV)/.dev
@@ -87,6 +90,15 @@ mosquitto chromium strace shellcheck:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
 	else echo "the tests need $@: sudo apt-get install -y $@" >&2; exit 1; fi
+
+# What makes root file systems and container images, also for another processor, and what judges packages.
+chroots:
+	@command -v buildah >/dev/null && command -v skopeo >/dev/null && command -v lintian >/dev/null && \
+	command -v mmdebstrap >/dev/null && command -v qemu-aarch64-static >/dev/null && command -v readelf >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends \
+	    buildah skopeo lintian mmdebstrap qemu-user-static binutils >/dev/null; \
+	else echo "packages need: sudo apt-get install -y buildah skopeo lintian mmdebstrap qemu-user-static binutils" >&2; exit 1; fi
 
 # Only its tools are used, to judge the unit file; it is never started.
 systemd:
