@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers packages dist shellcheck chroots
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,12 +15,15 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql compilers  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql compilers shellcheck  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
+
+packages: $(VENV)/.dev mosquitto chroots  ## everything of `make dist`, built and tried in Debians of its own: install, upgrade, purge …
+	@$(BIN)/python -m pytest tests/packages
 
 soak: $(VENV)/.dev mosquitto chromium strace  ## what only shows after very many samples, kills and days; docs/reliability.md
 	@$(BIN)/python -m pytest -m soak -n 2 --dist worksteal --durations=0 --durations-min=1
@@ -43,6 +46,9 @@ bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is
 	@$(BIN)/python -m benchmarks.detect
 	@$(BIN)/python -m benchmarks.bearings
 	@$(BIN)/python -m benchmarks.ablation
+
+dist: $(VENV)/.dev chroots  ## wheel, Debian packages, container image and install.sh, with their SHA-256, into dist/
+	@$(BIN)/python -m deploy.dist all
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -79,11 +85,20 @@ $(VENV)/tflite-runtime/.done: $(VENV)/.dev
 	@touch $@
 
 # Debian's packages: as root they are installed, others are told how.
-mosquitto chromium strace:
+mosquitto chromium strace shellcheck:
 	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
 	else echo "the tests need $@: sudo apt-get install -y $@" >&2; exit 1; fi
+
+# What makes root file systems and container images, also for another processor, and what judges packages.
+chroots:
+	@command -v buildah >/dev/null && command -v skopeo >/dev/null && command -v lintian >/dev/null && \
+	command -v mmdebstrap >/dev/null && command -v qemu-aarch64-static >/dev/null && command -v readelf >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends \
+	    buildah skopeo lintian mmdebstrap qemu-user-static binutils >/dev/null; \
+	else echo "packages need: sudo apt-get install -y buildah skopeo lintian mmdebstrap qemu-user-static binutils" >&2; exit 1; fi
 
 # Only its tools are used, to judge the unit file; it is never started.
 systemd:
