@@ -85,12 +85,12 @@ mosquitto chromium strace:
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
 	else echo "the tests need $@: sudo apt-get install -y $@" >&2; exit 1; fi
 
-# Only its tools are used, to judge the unit file; it is never started.
+# Only its tools are used, to judge the unit file and the udev rules; nothing of it is started.
 systemd:
-	@command -v systemd-analyze >/dev/null && exit 0; \
+	@command -v systemd-analyze >/dev/null && command -v udevadm >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends systemd >/dev/null; \
-	else echo "the tests need systemd-analyze: sudo apt-get install -y systemd" >&2; exit 1; fi
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends systemd udev >/dev/null; \
+	else echo "the tests need systemd-analyze and udevadm: sudo apt-get install -y systemd udev" >&2; exit 1; fi
 
 # Only its programs are used, on a port and in a folder of the test's own.
 postgresql:
