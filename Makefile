@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done $(VENV)/openvino/.done mosquitto chromium systemd strace postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -76,6 +76,13 @@ $(VENV)/tflite-runtime/.done: $(VENV)/.dev
 	  $(VENV)/tflite-runtime/bin/python -m pip install --disable-pip-version-check -q \
 	    tflite-runtime==2.14.0 numpy==1.26.4 msgspec==0.22.0; \
 	else mkdir -p $(VENV)/tflite-runtime; fi
+	@touch $@
+
+# An ONNX Runtime with a provider that computes without a GPU, in a folder of its own: it is called as the other one is.
+$(VENV)/openvino/.done: $(VENV)/.dev
+	@mkdir -p $(VENV)/openvino
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then \
+	  $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(VENV)/openvino onnxruntime-openvino==1.24.1; fi
 	@touch $@
 
 # Debian's packages: as root they are installed, others are told how.

@@ -32,9 +32,10 @@ from edge.operating import settings as kept
 from edge.operating import system
 from edge.operating.finding import Finding, fault, ok, warning
 from edge.operating.host import Holder, Host
-from edge.scoring.backends import RUNTIMES, installed
+from edge.scoring.backends import CPU, RUNTIMES, Backend, installed
 from edge.sensing.ports import Ports
 from edge.sensing.sources import port_source
+from edge.signal import Float32
 from edge.updating.store import glance
 
 LOOKS = 10
@@ -42,6 +43,8 @@ LOOKS = 10
 LISTEN_S = 3.0
 """How long to listen to a port, or for three samples of a slow sensor."""
 EXPIRY_DAYS = 30
+SLOWER = 1.2
+"""Times as long as on the CPU: what is not worth it for certain."""
 OLD_S = 24 * 3600.0
 """Records that wait longer have had their chance."""
 
@@ -84,7 +87,7 @@ def examine(
     if not quick:
         attempt("environment", lambda: _environment(environ))
         attempt("secrets", lambda: _secrets(config, path, environ))
-    attempt("model", lambda: _model(config, folder, bundles))
+    attempt("model", lambda: _model(config, folder, bundles, quick))
     if not quick:
         attempt("software", lambda: _software(bundles))
     attempt("state folder", lambda: _state(config, folder, host, agent, quick, wall))
@@ -145,16 +148,17 @@ def _secrets(config: DeviceConfig, path: Path, environ: Mapping[str, str]) -> li
     return found or ([ok("secrets", "readable by their owner only")] if files else [])
 
 
-def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle]) -> list[Finding]:
-    bundle = Bundle.open(Path(config.bundle))
+def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle], quick: bool) -> list[Finding]:
+    path, provider = Path(config.bundle), config.runtime.provider
+    bundle = Bundle.open(path, provider=provider)
     proof = bundle.self_test()
     found = []
     if config.update is not None and (serving := glance(folder / "models")) is not None:
         # The one that is pushed is what counts from here on; that of the configuration is what is left when all others fail.
         spare = f"{bundle.manifest.name} {bundle.manifest.version}, golden scores within {proof.worst:.1g}"
         try:
-            pushed = Bundle.open(serving.path)
-            proof, bundle = pushed.self_test(), pushed
+            pushed = Bundle.open(serving.path, provider=provider)
+            proof, bundle, path = pushed.self_test(), pushed, serving.path
             on = ", on probation" if serving.role == "trial" else ""
             found = [ok("model of last resort", spare), ok("models", f"number {serving.number} of the repository runs{on}")]
         except AmissError as error:
@@ -168,7 +172,35 @@ def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle]) -> list[Fi
     if changed:
         keys = ", ".join(f"alarm.{key}" for key in sorted(changed))
         found.append(ok("settings", f"{keys}: set while the agent ran, and stronger than device.toml"))
+    if provider != CPU and not quick:
+        found.append(_provider(provider, bundle, path))
     return found
+
+
+def _provider(wanted: str, bundle: Bundle, path: Path) -> Finding:
+    """Does it compute, and is that worth it? A small model is done before a GPU has begun."""
+    if bundle.declined:
+        what = f"runtime.provider = {wanted!r} is not used, the CPU computes: {bundle.declined}"
+        if wanted == "auto":
+            return ok("provider", what)
+        return warning("provider", what, 'docs/howto/jetson.md says what it takes; or runtime.provider = "cpu"')
+    theirs, ours = (_window_ms(one.backend, bundle.golden.x[:1]) for one in (bundle, Bundle.open(path)))
+    shares = ", ".join(f"{name} {count}" for name, count in getattr(bundle.backend, "operations", {}).items())
+    told = f"{bundle.backend.provider} takes {theirs:.2g} ms a window, the CPU {ours:.2g} ms"
+    told += f" (operations: {shares})" if shares else ""
+    if theirs > SLOWER * ours:
+        return warning("provider", told, 'runtime.provider = "cpu" in device.toml')
+    return ok("provider", told)
+
+
+def _window_ms(backend: Backend, x: Float32) -> float:
+    """Median; after a few that are not counted, because the first ones make room."""
+    took = []
+    for _ in range(40):
+        began = time.perf_counter()
+        backend.run(x)
+        took.append(time.perf_counter() - began)
+    return 1000 * sorted(took[8:])[16]
 
 
 def _software(bundles: list[Bundle]) -> list[Finding]:
