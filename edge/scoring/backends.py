@@ -130,8 +130,8 @@ def onnx_session(model: bytes, provider: str = CPU) -> tuple[Any, str]:
     """
     try:
         import onnxruntime  # here, because a board with another runtime has none
-    except ImportError:
-        raise BundleError("the model needs ONNX Runtime, which is not installed: pip install onnxruntime") from None
+    except ImportError as error:
+        raise _not_loaded("ONNX Runtime", error, "pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -163,6 +163,14 @@ def onnx_session(model: bytes, provider: str = CPU) -> tuple[Any, str]:
         if shares and not shares.keys() - {CPU}:
             raise BundleError(f"{provider} takes none of the model's {shares[CPU]} operations")
     return session, str(onnxruntime.__version__)
+
+
+def _not_loaded(what: str, error: ImportError, install: str) -> BundleError:
+    """To install once more what is there and does not fit would help nobody."""
+    if isinstance(error, ModuleNotFoundError):
+        return BundleError(f"the model needs {what}, which is not installed: {install}")
+    told = str(error).strip().splitlines()[-1]
+    return BundleError(f"the model needs {what}, which is installed and cannot be loaded ({told}); `amiss doctor` says why")
 
 
 _BESIDE = {"tensorrt": ("cuda",)}
@@ -275,8 +283,8 @@ class LiteRtBackend(_Interpreted):
     def __init__(self, model: bytes) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
-        except ImportError:
-            raise BundleError(f"the model needs LiteRT, which is not installed: {RUNTIMES[self.name].install}") from None
+        except ImportError as error:
+            raise _not_loaded("LiteRT", error, RUNTIMES[self.name].install) from None
         super().__init__(model, Interpreter)
 
 
@@ -294,10 +302,8 @@ class TfliteRuntimeBackend(_Interpreted):
             raise BundleError(f"tflite-runtime needs numpy 1, this is {np.__version__}: {RUNTIMES[self.name].install}")
         try:
             from tflite_runtime.interpreter import Interpreter
-        except ImportError:
-            raise BundleError(
-                f"the model needs tflite-runtime, which is not installed: {RUNTIMES[self.name].install}"
-            ) from None
+        except ImportError as error:
+            raise _not_loaded(self.name, error, RUNTIMES[self.name].install) from None
         super().__init__(model, Interpreter)
 
 
