@@ -560,6 +560,7 @@ def inspect(
         f"  digest       {found.digest}",
         f"  size         {found.size} bytes, {models}, {m.precision} ({m.precision_reason})",
         *([f"  made for     {m.target}"] if m.target else []),
+        *([f"  a starter    learns for {m.learn_minutes:g} min before it raises anything"] if m.learn_minutes else []),
         f"  channels     {', '.join(c.name + (f' [{c.unit}]' if c.unit else '') for c in m.channels)}",
         f"  window       {m.window} samples every {m.hop} at {m.rate_hz:g} Hz",
         f"  runtimes     {', '.join(m.runtimes)}; here {found.backend.name}",

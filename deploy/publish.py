@@ -245,6 +245,11 @@ def examine(bundle: Path, groups: Sequence[str], devices: Sequence[str], note: s
     if hashlib.sha256(data).hexdigest() != opened.digest:
         raise DataError(f"{bundle}: was changed while it was read; publish it again when nobody writes it")
     manifest = opened.manifest
+    if manifest.learn_minutes:
+        raise DataError(
+            f"{bundle}: is a starter, which knows no machine; devices would forget theirs. Train a model on recordings, "
+            "or fit this one to some with `amiss commission`"
+        )
     offer = Offer(
         number=1,
         name=manifest.name,

@@ -361,6 +361,7 @@ class Agent:
             if (learning := self.settings.commission.get(name)) is not None:
                 log.info("%s: commissioning was interrupted; it begins anew", name)
                 stream.commission(learning.minutes, trusted=learning.trusted, done=partial(self._commissioned, name, None))
+            self._teach(stream)
 
     def _forget_maintenance(self) -> None:
         """What is over must not begin anew with a start whose clock is behind."""
@@ -486,6 +487,7 @@ class Agent:
         if body.minutes is None:
             answer = stream.ask(stream.cancel if body.cancel else stream.roll_back)
             self._forget_learning(stream.name)
+            stream.post(partial(self._teach, stream))
             return answer
         begin = partial(
             stream.commission,
@@ -504,7 +506,9 @@ class Agent:
 
     def _commissioned(self, name: str, transaction: str | int | None, outcome: str, trouble: str) -> None:
         """It is over; whoever asked is told, by a second answer to the same transaction."""
-        self._forget_learning(name)
+        stream = self.streams[name]
+        if not stream.commissioning:  # somebody asked for another one in its place, which is to be gone on with after a restart
+            self._forget_learning(name)
         self._tell_info()
         if trouble:
             log.warning("%s: not commissioned: %s", name, trouble)
@@ -513,6 +517,13 @@ class Agent:
             data = {"stream": name, "state": "done", "outcome": outcome}
             response = Response(status="ok", data=data, transaction=transaction)
         self._respond("commission", response)
+        stream.post(partial(self._teach, stream))
+
+    def _teach(self, stream: Stream) -> None:
+        """In the stream's thread, or before it runs: what does not know its machine learns it, over and over until it does."""
+        if stream.untaught and not stream.commissioning:
+            minutes = stream.bundle.manifest.learn_minutes
+            stream.commission(minutes, trusted=False, done=partial(self._commissioned, stream.name, None))
 
     def _forget_learning(self, name: str) -> None:
         if name in self.settings.commission:

@@ -115,6 +115,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     golden_tolerances: dict[str, float] = {}
     """Instead of `golden_tolerance`, by runtime: those that did not compute the golden scores round at other places."""
     minimum_agent: str = "0.1.0"
+    learn_minutes: float = 0.0
+    """Of a starter, which knows the sensor and no machine: for so long it learns the one that it is put on, and until it has it
+    raises no alert. 0: a model that knows its machine."""
     lineage: dict[str, str] = {}
     """Digests and versions that lead from here to recipe, code and data."""
     metrics: dict[str, float] = {}

@@ -170,6 +170,8 @@ class StatePayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """`unsynced` while nobody has set this computer's clock; left out where the system does not tell."""
     maintenance: bool = False
     """Somebody works on the machine: strange windows are judged and raise no alert."""
+    learning: bool = False
+    """It does not know this machine yet, so nothing raises an alert; `p_value` means nothing and is left out."""
     latency_ms: float | None = None
     """From the arrival of the window's last sample to its verdict."""
 

@@ -59,6 +59,7 @@ def commission(bundle_path: Path, normal: list[Path], out: Path, *, trusted: boo
         calibration_windows=head.calibrator.windows,
         calibration_floor=head.calibrator.floor,
         golden_tolerances=_tolerances(bundle),
+        learn_minutes=0.0,  # it knows its machine now
         lineage=manifest.lineage | {"commissioned_from": bundle.digest} | vouched | digests,
     )
     digest = write_bundle(out, manifest, members)

@@ -149,6 +149,7 @@ class Stream:
         if (own := self._own(bundle, self.heads, alarm)) is not None:
             self._adopt(own, alarm)
         self._load_memory()
+        self._hold()
 
     # The stream's thread.
 
@@ -317,13 +318,14 @@ class Stream:
             time_ns=time_ns,
             anomaly=alarm.active,
             score=min(float(verdicts.score[-1]), 3e38),  # JSON knows no infinity
-            p_value=float(verdicts.p_value[-1]),
+            p_value=None if self.untaught else float(verdicts.p_value[-1]),
             threshold=self.pipeline.policy.p_value,
             model=self.bundle.digest,
             time_quality=self._clock.quality(),
             since=None if alarm.since_ns is None else topics.rfc3339(alarm.since_ns + offset_ns),
             top_channels=tuple(self.pipeline.channels[i] for i in order),
             maintenance=self._maintained_until_s is not None,
+            learning=self.untaught,
             latency_ms=round(1e3 * latency_s, 3),
         )
         with self._lock:
@@ -424,6 +426,11 @@ class Stream:
     @property
     def commissioning(self) -> bool:
         return self._commissioning is not None
+
+    @property
+    def untaught(self) -> bool:
+        """A starter serves that has not learned this machine yet: whatever it finds strange is so for no reason."""
+        return self.bundle.manifest.learn_minutes > 0 and self.pipeline.head is self.bundle.head
 
     def knows(self, episode_id: str) -> bool:
         with self._lock:
@@ -528,6 +535,7 @@ class Stream:
         if own is not None:
             self._adopt(own, alarm)
         self._load_memory()
+        self._hold()
         self._forgive_again(forgiven)
         with self._lock:
             recent = list(self._recent)
@@ -563,10 +571,16 @@ class Stream:
             self._end_maintenance()
             return
         self._maintained_until_s = self._monotonic() + seconds
-        if (event := self.pipeline.alarm.mute()) is not None:
-            self._put(event)
+        self._hold()
         self._show_maintenance()
         log.info("%s: maintenance for %.0f min", self.name, seconds / 60)
+
+    def _hold(self) -> None:
+        """Nothing is raised while somebody works on the machine, nor by a model that does not know it yet."""
+        if self._maintained_until_s is None and not self.untaught:
+            self.pipeline.alarm.unmute()
+        elif (event := self.pipeline.alarm.mute()) is not None:
+            self._put(event)
 
     def _show_maintenance(self) -> None:
         """At once, also while the sensor is silent: a switch that does not follow is pressed again."""
@@ -586,7 +600,7 @@ class Stream:
     def _end_maintenance(self) -> None:
         if self._maintained_until_s is not None:
             self._maintained_until_s = None
-            self.pipeline.alarm.unmute()
+            self._hold()
             self._show_maintenance()
             log.info("%s: maintenance is over", self.name)
 
@@ -670,8 +684,10 @@ class Stream:
     def commission(self, minutes: float, *, trusted: bool, done: Callable[[str, str], None]) -> dict[str, Any]:
         """Learn what is ordinary from what comes in the next minutes; `done(outcome, trouble)` is called in the main thread."""
         if self._commissioning is not None:
-            left = self._commissioning.minutes_left
-            raise RefusedError(f"{self.name}: is being commissioned already, {left:.3g} min to go; `cancel` ends that")
+            if not self.untaught:
+                left = self._commissioning.minutes_left
+                raise RefusedError(f"{self.name}: is being commissioned already, {left:.3g} min to go; `cancel` ends that")
+            self._not_commissioned("begun anew")  # by itself; whoever asks now knows better for how long
         self._commissioning = Commissioning(
             self.bundle, minutes, self.pipeline.windower.hop, trusted=trusted, now_s=self._monotonic()
         )
@@ -683,6 +699,10 @@ class Stream:
     def cancel(self) -> dict[str, Any]:
         if self._commissioning is None:
             raise RefusedError(f"{self.name}: is not being commissioned")
+        if self.untaught:
+            raise RefusedError(
+                f"{self.name}: does not know this machine yet and has to learn it; say other `minutes` to begin anew"
+            )
         self._commissioning = self.pipeline.tap = None
         return {"stream": self.name, "state": "cancelled"}
 
@@ -772,6 +792,7 @@ class Stream:
         self._end("commissioned")
         for event in self.pipeline.adopt(head, policy):
             self._put(event)
+        self._hold()
 
     def _end(self, reason: str, *, longest: bool = False) -> None:
         if (ended := self.pipeline.alarm.end(self._judged_ns, reason, longest=longest)) is not None:

@@ -239,7 +239,9 @@ class Upgrade:
         )
 
     def quiet(self) -> bool:
-        return not any(stream.pipeline.alarm.active or stream.commissioning for stream in self._streams.values())
+        return not any(
+            stream.pipeline.alarm.active or (stream.commissioning and not stream.untaught) for stream in self._streams.values()
+        )
 
     def run(self, serving: Serving) -> None:
         bundle = Bundle.open(serving.path)

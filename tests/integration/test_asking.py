@@ -3,7 +3,7 @@
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +13,13 @@ import numpy as np
 import paho.mqtt.client as paho
 import pytest
 from mosquitto import PATIENCE_S, Listener, Mosquitto, until
+from msgspec import structs
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from small_bundle import CHANNELS, build, normal
 from test_agent import RATE_HZ, agent, configure, events, wait_for
 
 from deploy.machine import SerialPort, play
+from edge.bundle import verify, write_bundle
 from edge.operating.control import ask
 from edge.sensing.recordings import Recording
 
@@ -129,6 +131,16 @@ def go_on(listener: Listener, windows: int = 125) -> None:
     until(lambda: judged() >= windows)
 
 
+def told(listener: Listener, wanted: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """The newest state, when it is as wanted."""
+
+    def newest() -> dict[str, Any]:
+        return json.loads((listener.payloads("amiss/n/s/state") or [b"{}"])[-1])
+
+    until(lambda: wanted(newest()))
+    return newest()
+
+
 def types(listener: Listener) -> list[str]:
     """Of distinct records: one that was under way when the agent was killed comes twice."""
     return list({event["record"]: event["type"] for event in events(listener)}.values())
@@ -208,6 +220,36 @@ def test_commissioning_fits_to_what_comes_and_the_way_back(tmp_path: Path, bundl
             assert person.ask("commission", stream="s", rollback=True)["status"] == "ok"
             listener.wait(lambda _: types(listener)[2:3] == ["anomaly_started"])  # the control: for the bundle it is strange
             assert "nothing to go back to" in person.ask("commission", stream="s", rollback=True)["error"]
+
+
+def test_a_starter_raises_nothing_until_it_knows_the_machine(tmp_path: Path, bundle: Path, mosquitto: Mosquitto) -> None:
+    """The machine runs at a level that the bundle calls an anomaly (the test above), and fails when it is known."""
+    manifest, members = verify(bundle.read_bytes())
+    starter = tmp_path / "starter.amiss"
+    write_bundle(starter, structs.replace(manifest, learn_minutes=0.4), members)
+    with running(tmp_path, starter, mosquitto) as (listener, person, sensor, _):
+        sensor.offset = np.array([[3], [6]], np.float32)
+        state = told(listener, lambda payload: payload.get("learning"))
+        assert state["p_value"] is None
+        assert state["score"] is not None, "there is something to look at from the first window on"
+        assert person.ask("commission", stream="s", cancel=True)["error"].endswith("begin anew")
+        # Somebody who works on the machine meanwhile: the end of that is no end of learning.
+        assert person.ask("maintenance", minutes=1)["status"] == "ok"
+        assert person.ask("maintenance", off=True)["status"] == "ok"
+        # What ran before the level changed may spoil the first attempt; then it learns once more, without being asked.
+        listener.wait(lambda _: b'"state":"done"' in b"".join(listener.payloads("amiss/n/response/commission")))
+        assert types(listener) == [], "it does not know what is ordinary, so nothing is strange"
+        told(listener, lambda payload: not payload.get("learning") and payload["p_value"] is not None)
+        go_on(listener)
+        assert types(listener) == []
+        sensor.offset = np.array([[0], [0]], np.float32)
+        listener.wait(lambda _: types(listener) == ["anomaly_started"])
+        # Back to the bundle's head, which knows no machine: it learns again, and the episode is over.
+        assert person.ask("commission", stream="s", rollback=True)["status"] == "ok"
+        listener.wait(lambda _: types(listener)[1:] == ["anomaly_ended"])
+        told(listener, lambda payload: payload.get("learning"))
+        # By itself it takes the 0.4 min; whoever asks for another time gets it.
+        assert person.ask("commission", stream="s", minutes=0.3)["status"] == "ok"
 
 
 def test_commissioning_refuses_a_machine_that_is_not_itself(tmp_path: Path, bundle: Path, mosquitto: Mosquitto) -> None:
