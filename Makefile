@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql shellcheck qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done $(VENV)/cloud-init/.done mosquitto chromium systemd strace postgresql shellcheck  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -78,8 +78,18 @@ $(VENV)/tflite-runtime/.done: $(VENV)/.dev
 	else mkdir -p $(VENV)/tflite-runtime; fi
 	@touch $@
 
+# To judge what a card is given. Unpacked and not installed: installed, cloud-init would set up this computer at its next start.
+$(VENV)/cloud-init/.done: $(VENV)/.dev
+	@mkdir -p $(@D); if command -v apt-get >/dev/null; then cd $(@D) && \
+	  { [ "$$(id -u)" != 0 ] || apt-get update -q >/dev/null; } && \
+	  apt-get download -q -o APT::Sandbox::User=root cloud-init netplan.io libnetplan0 \
+	    python3-configobj python3-six python3-jsonpatch python3-json-pointer >/dev/null && \
+	  for package in *.deb; do dpkg-deb -x $$package . || exit 1; done && rm *.deb; \
+	else echo "the tests need Debian's packages cloud-init and netplan.io" >&2; exit 1; fi
+	@touch $@
+
 # Debian's packages: as root they are installed, others are told how.
-mosquitto chromium strace:
+mosquitto chromium strace shellcheck:
 	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
