@@ -36,10 +36,11 @@ class Computer:
 
     @classmethod
     def make(cls, root: Path) -> "Computer":
-        for name in ("etc", "run/systemd/system", "var/lib/NetworkManager", "var/lib/systemd/rfkill", "tools"):
+        for name in ("etc", "run", "proc/1", "var/lib/NetworkManager", "var/lib/systemd/rfkill", "tools"):
             (root / name).mkdir(parents=True)
         (root / "var/lib/NetworkManager/NetworkManager.state").write_text("[main]\nWirelessEnabled=false\n")
         (root / "var/lib/systemd/rfkill/platform-fe300000.mmcnr:wlan").write_text("1\n")
+        (root / "proc/1/comm").write_text("systemd\n")
         found = cls(root)
         for name in STAND_INS:
             found.stand_in(name, "")

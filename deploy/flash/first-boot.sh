@@ -19,14 +19,14 @@ report() {
 	{
 		echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) $1"
 		shift
-		[ $# = 0 ] || printf '%s\n' "$@"
+		for line in "$@"; do [ -z "$line" ] || printf '%s\n' "$line"; done
 	} >"$from/first-boot.txt"
 	sync
 	cat "$from/first-boot.txt"
 }
 
 fail() {
-	report "FAILED: $1" "${2:-}" "The next start tries again. On the device: sudo cat /var/log/cloud-init-output.log"
+	report "FAILED: $1" "${2:-}" "The next start tries again. All of it, on the device: sudo cat /var/log/cloud-init-output.log"
 	exit 1
 }
 
@@ -99,7 +99,7 @@ install_package() {
 }
 
 start() {
-	if [ ! -d "$root/run/systemd/system" ]; then
+	if ! grep -qs systemd "$root/proc/1/comm"; then # an image that somebody makes
 		systemctl enable amiss && return
 		fail "the service could not be enabled"
 	fi
@@ -147,7 +147,7 @@ install_all() {
 	if [ -f "$root/run/amiss-restart" ]; then
 		report "ok: $what is installed; the device restarts once for its serial port" "$next"
 	else
-		report "ok: $what is installed and runs" "$next"
+		report "ok: $what is installed and started" "$next"
 	fi
 }
 

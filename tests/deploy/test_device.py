@@ -473,7 +473,7 @@ def test_the_first_start_sets_everything_up(flashed: Flashed, computer: Computer
     assert "ethernets" in (computer.boot / "network-config").read_text()
     assert yaml.safe_load((computer.boot / "user-data").read_text())["hostname"] == "pump-7", "it is set again at each start"
 
-    assert computer.said.splitlines()[0].endswith("is installed and runs")
+    assert computer.said.splitlines()[0].endswith("is installed and started")
     calls = "\n".join(computer.log)
     assert "apt-get install -y -q --no-install-recommends" in calls
     assert "amiss_0.1.0+deb13_arm64.deb" in calls
@@ -542,7 +542,7 @@ def test_what_fails_says_why_and_is_tried_again(flashed: Flashed, computer: Comp
     (computer.root / "etc/amiss/device.toml").write_text("# changed meanwhile\n")
     computer.stand_in("apt-get", "")
     assert computer.start()[-1] == 0
-    assert "installed and runs" in computer.said
+    assert "installed and started" in computer.said
     assert (computer.root / "etc/amiss/device.toml").read_text() == "# changed meanwhile\n"
     assert computer.start() == [0], "only the radio"
 
@@ -559,7 +559,7 @@ def test_a_package_that_was_forgotten_can_be_added(flashed: Flashed, around: new
     assert "FAILED: 2 packages" in computer.said
     (computer.boot / "amiss/amiss_1_arm64.deb").unlink()
     assert computer.start() == [0]
-    assert "installed and runs" in computer.said
+    assert "installed and started" in computer.said
 
 
 def test_an_agent_that_does_not_run_is_told(flashed: Flashed, computer: Computer) -> None:
