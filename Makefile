@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql shellcheck qemu
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet dist format clean mosquitto chromium systemd strace shellcheck postgresql qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done $(VENV)/cloud-init/.done mosquitto chromium systemd strace postgresql shellcheck  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done $(VENV)/cloud-init/.done mosquitto chromium systemd strace shellcheck postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -43,6 +43,9 @@ bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is
 	@$(BIN)/python -m benchmarks.detect
 	@$(BIN)/python -m benchmarks.bearings
 	@$(BIN)/python -m benchmarks.ablation
+
+dist: $(VENV)/.dev  ## wheel, sdist and Debian packages, with their SHA-256, into dist/
+	@$(BIN)/python -m deploy.dist all
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
