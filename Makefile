@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql compilers shellcheck $(VENV)/openvino/.done  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql compilers shellcheck $(VENV)/openvino/.done $(VENV)/cloud-init/.done  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -89,6 +89,16 @@ $(VENV)/openvino/.done: $(VENV)/.dev
 	@mkdir -p $(VENV)/openvino
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then \
 	  $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(VENV)/openvino onnxruntime-openvino==1.24.1; fi
+	@touch $@
+
+# To judge what a card is given. Unpacked and not installed: installed, cloud-init would set up this computer at its next start.
+$(VENV)/cloud-init/.done: $(VENV)/.dev
+	@mkdir -p $(@D); if command -v apt-get >/dev/null; then cd $(@D) && \
+	  { [ "$$(id -u)" != 0 ] || apt-get update -q >/dev/null; } && \
+	  apt-get download -q -o APT::Sandbox::User=root cloud-init netplan.io libnetplan0 \
+	    python3-configobj python3-six python3-jsonpatch python3-json-pointer >/dev/null && \
+	  for package in *.deb; do dpkg-deb -x $$package . || exit 1; done && rm *.deb; \
+	else echo "the tests need Debian's packages cloud-init and netplan.io" >&2; exit 1; fi
 	@touch $@
 
 # Debian's packages: as root they are installed, others are told how.

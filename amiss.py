@@ -30,7 +30,9 @@ config_app = typer.Typer(help="Look at, check and explain device.toml.", no_args
 datasets_app = typer.Typer(help="Public recordings to try amiss on.", no_args_is_help=True, rich_markup_mode=None)
 keys_app = typer.Typer(help="The keys that sign models: make, replace, revoke.", no_args_is_help=True, rich_markup_mode=None)
 fleet_app = typer.Typer(help="A new model for many devices, stage by stage.", no_args_is_help=True, rich_markup_mode=None)
+device_app = typer.Typer(help="Cards for new devices.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+app.add_typer(device_app, name="device")
 app.add_typer(keys_app, name="keys")
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(datasets_app, name="datasets")
@@ -1278,6 +1280,118 @@ def config_show(
     else:
         configs.load(config)
         print(config.read_text("utf-8"), end="")
+
+
+@device_app.command("new")
+def device_new(
+    node: Annotated[
+        str, typer.Argument(metavar="NAME", help="Of the device: lower case letters, digits, dashes.", show_default=False)
+    ],
+    board: Annotated[str, typer.Option(help="raspberry-pi-4, pi5, zero2w …", show_default=False)],
+    sensor: Annotated[
+        str, typer.Option(help="adxl345 …, or the sensor.toml of one's own (a path with / in it).", show_default=False)
+    ],
+    broker: Broker = None,
+    config: BrokerFile = None,
+    ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TLS, and who signed the broker's certificate.", show_default=False)
+    ] = None,
+    port: Annotated[
+        str | None,
+        typer.Option(
+            help="usb:VID:PID, a device file, gpio (the pins 8 and 10), or auto: the only adapter that is plugged in. "
+            "[default: the sensor's usual one, else auto]",
+            show_default=False,
+        ),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The model. [default: a starter, which learns its machine on the device]", show_default=False
+        ),
+    ] = None,
+    package: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="amiss_…_arm64.deb. [default: the newest in dist/]", show_default=False)
+    ] = None,
+    no_package: Annotated[bool, typer.Option("--no-package", help="You put the package onto the card yourself.")] = False,
+    repository: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where new models come from, with --root.", show_default=False)
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Root of trust: root.json of `amiss keys init`.", show_default=False)
+    ] = None,
+    wifi: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Network; its passphrase comes from AMISS_WIFI_PASSPHRASE(_FILE) or is asked for.",
+            show_default=False,
+        ),
+    ] = None,
+    country: Annotated[
+        str | None,
+        typer.Option(metavar="XX", help="Of the Wi-Fi, as in DE. [default: that of your language]", show_default=False),
+    ] = None,
+    hidden: Annotated[bool, typer.Option("--hidden", help="The Wi-Fi network does not tell its name.")] = False,
+    user: Annotated[str, typer.Option(help="Who may log in by SSH.")] = "admin",
+    ssh_key: Annotated[
+        Path | None, typer.Option(metavar="FILE.pub", help="Public key for that. [default: your own]", show_default=False)
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(help="As in Europe/Berlin.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write. [default: NAME]", show_default=False)
+    ] = None,
+    boot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Instead: the mounted boot partition of a card with Raspberry Pi OS.", show_default=False
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also where something is set already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Prepare a card: stock Raspberry Pi OS Lite (64-bit) that starts as a device of yours.
+
+    The broker's password comes from AMISS_MQTT__PASSWORD_FILE, its user from AMISS_MQTT__USERNAME.
+    """
+    from deploy.flash import card, new
+    from edge.errors import UsageError
+
+    if broker is None and config is None:
+        raise UsageError("--broker HOST: where the device sends its alerts")
+    if out is not None and boot is not None:
+        raise UsageError("--out and --boot: a folder or a card, not both")
+    prepared = new.prepare(
+        new.Wish(
+            node=node, board=board, sensor=sensor, broker=broker, mqtt=config, ca=ca, port=port, bundle=bundle, package=package,
+            no_package=no_package, repository=repository, root=root, wifi=wifi, country=country, hidden=hidden, user=user,
+            ssh_key=ssh_key, timezone=timezone,
+        )
+    )  # fmt: skip
+    place = boot or out or Path(node)
+    written = (card.write_card if boot else card.write_folder)(place, prepared.files, force=force)
+    _print(new.as_data(prepared, written), new.lines(prepared, place, on_card=boot is not None), as_json)
+
+
+@device_app.command("imager-json")
+def device_imager_json(
+    image: Annotated[Path, typer.Argument(help="amiss-…-arm64.img, .img.xz or .img.zst.", show_default=False)],
+    url: Annotated[
+        str | None, typer.Option(help="Where it is served from; if not given, it is taken from this disk.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; stdout if not given.", show_default=False)] = None,
+) -> None:
+    """Describe our own image to Raspberry Pi Imager (App Options → Content Repository)."""
+    from deploy.flash import imager
+    from edge.files import at_once
+
+    text = json.dumps(imager.describe(image, url=url), indent=2)
+    if out is None:
+        print(text)
+        return
+    with at_once(out) as draft:
+        draft.write_text(text + "\n", "utf-8")
+    _say(f"{out}: in Raspberry Pi Imager, App Options → Content Repository → Use custom file")
 
 
 @datasets_app.command("list")

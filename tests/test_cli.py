@@ -39,6 +39,7 @@ VERBS = [
     "datasets",
     "keys",
     "publish",
+    "device",
 ]
 
 

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy import oci, roots
@@ -28,11 +28,11 @@ TIMEOUT_S = 900.0
 
 
 class Chroot:
-    """`folder` must not be there. Mounts live as long as the command that needs them."""
+    """`folder` must not be there. Mounts live as long as the command that needs them. `more` packages than usual."""
 
-    def __init__(self, debian: int, architecture: str, folder: Path) -> None:
+    def __init__(self, debian: int, architecture: str, folder: Path, more: Sequence[str] = ()) -> None:
         self.path, self.debian, self.architecture = folder, debian, architecture
-        with tarfile.open(roots.archive(debian, architecture, INCLUDE[architecture])) as archive:
+        with tarfile.open(roots.archive(debian, architecture, (*INCLUDE[architecture], *more))) as archive:
             archive.extractall(folder, filter="fully_trusted")
         # Nothing is fetched from inside: what a package needs beyond this must not be missed by chance.
         (folder / "etc/apt/sources.list").unlink()
