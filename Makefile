@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet dist format clean mosquitto chromium systemd strace postgresql qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -43,6 +43,9 @@ bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is
 	@$(BIN)/python -m benchmarks.detect
 	@$(BIN)/python -m benchmarks.bearings
 	@$(BIN)/python -m benchmarks.ablation
+
+dist: $(VENV)/.dev  ## wheel, sdist and Debian packages, with their SHA-256, into dist/
+	@$(BIN)/python -m deploy.dist all
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
