@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet dist format clean mosquitto chromium systemd strace postgresql qemu
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet dist image image-boot format clean mosquitto chromium systemd strace postgresql qemu qemu-system
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -46,6 +46,14 @@ bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is
 
 dist: $(VENV)/.dev  ## wheel, sdist and Debian packages, with their SHA-256, into dist/
 	@$(BIN)/python -m deploy.dist all
+
+image: $(VENV)/.dev qemu-system  ## our own image for an SD card, into dist/; as root, the first time half an hour
+	@$(BIN)/python -m deploy.image build
+
+# BOARD=raspi3b: the card itself, in a Raspberry Pi 3. IMAGE=…: one that is there.
+image-boot: $(VENV)/.dev qemu-system mosquitto  ## the image on an emulated board: from the card to alert and update
+	@if [ -z "$(IMAGE)" ]; then $(MAKE) image; fi
+	@IMAGE="$${IMAGE:-$$(ls -t dist/amiss-*-arm64.img.zst | head -n 1)}" BOARD="$(BOARD)" $(BIN)/python -m pytest -x tests/image
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -107,3 +115,11 @@ qemu:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q qemu-user mmdebstrap gcc libc6-dev >/dev/null; \
 	else echo "emulating arm64 needs QEMU: sudo apt-get install -y qemu-user mmdebstrap gcc libc6-dev" >&2; exit 1; fi
+
+qemu-system:
+	@command -v qemu-system-aarch64 >/dev/null && command -v qemu-aarch64-static >/dev/null && command -v mmdebstrap >/dev/null && \
+	command -v arch-test >/dev/null && command -v mcopy >/dev/null && command -v zstd >/dev/null && exit 0; \
+	packages="qemu-system-arm qemu-user-static mmdebstrap arch-test mtools dosfstools fdisk zstd e2fsprogs"; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends $$packages >/dev/null; \
+	else echo "the image needs QEMU and tools for disks: sudo apt-get install -y $$packages" >&2; exit 1; fi

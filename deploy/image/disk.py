@@ -32,7 +32,10 @@ SPARE_BYTES = 192 * 1024 * 1024
 """Free room of the root file system until it has grown."""
 GOAL_BYTES = 350 * 1000 * 1000
 """Compressed; a larger one is not made."""
-UNITS = ("amiss-grow", "amiss-take-over", "systemd-networkd", "systemd-resolved", "systemd-timesyncd", "ssh")
+UNITS = (
+    *("amiss-grow", "amiss-take-over", "systemd-networkd", "systemd-resolved", "systemd-timesyncd"),
+    *("ssh", "sshd-keygen"),
+)
 LEVEL = "12"
 """zstd's: a minute of two cores; 19 takes ten and saves a twentieth."""
 README = """\
@@ -131,11 +134,16 @@ def configure(system: Path) -> None:
     shutil.copyfile(Path(__file__).parents[2] / "docs/howto/own-image.md", system / "usr/share/doc/amiss/own-image.md")
     inside(system, "systemd-sysusers")
     inside(system, "systemctl", "enable", *UNITS)
+    # Debian's hook, as after a new kernel: kernel, initramfs, device trees and command line go to the boot partition.
+    inside(system, "sh", "-c", "DEB_MAINT_PARAMS=configure /etc/kernel/postinst.d/z50-raspi-firmware")
     # apt's own example: Debian's official sources. What this was built from stays here.
     example = system / "usr/share/doc/apt/examples"
     for old in [system / "etc/apt/sources.list", *(system / "etc/apt/sources.list.d").glob("*")]:
         old.unlink(missing_ok=True)
-    shutil.copyfile(example / "debian.sources", system / "etc/apt/sources.list.d/debian.sources")
+    official = (example / "debian.sources").read_text()
+    lines = [line for line in official.splitlines() if not line.startswith("#")]
+    text = "\n".join(f"Components: {root.COMPONENTS}" if line.startswith("Components:") else line for line in lines)
+    write(system / "etc/apt/sources.list.d/debian.sources", f"{text}\n")
     write(system / "etc/hostname", "amiss\n")
     write(system / "etc/hosts", "127.0.0.1 localhost\n127.0.1.1 amiss\n::1 localhost\n")
     (system / "etc/resolv.conf").unlink(missing_ok=True)

@@ -52,10 +52,9 @@ LEFT_OUT = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
     "path-include=/usr/share/doc/apt/examples/*",
+    "path-include=/usr/share/doc/amiss*",
 )
 """dpkg's; nobody reads manuals on a device without a screen. They stay in force on the device."""
-FIRMWARE = "ROOTPART=LABEL=rootfs\n"
-"""/etc/default/raspi-firmware, from which Debian's hook writes the kernel's command line whenever there is a new kernel."""
 TOOLS = ("mmdebstrap", "qemu-aarch64-static", "mke2fs", "mkfs.vfat", "mcopy", "sfdisk", "zstd", "debugfs", "dpkg", "chroot")
 CURE = "sudo apt-get install -y mmdebstrap qemu-user-static mtools dosfstools fdisk zstd e2fsprogs arch-test"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
@@ -76,7 +75,7 @@ def home() -> Path:
 
 
 def key() -> str:
-    text = repr((SUITE, ARCHITECTURE, COMPONENTS, sorted(PACKAGES), LEFT_OUT, FIRMWARE))
+    text = repr((SUITE, ARCHITECTURE, COMPONENTS, sorted(PACKAGES), LEFT_OUT))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -94,17 +93,10 @@ def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
     say(f"{SUITE} for {ARCHITECTURE} is unpacked and configured under emulation: 10 to 25 minutes, once")
     try:
         options = [f"--dpkgopt={line}" for line in LEFT_OUT]
-        # The file is Debian's own; it is to stand before the first initramfs is made, and to stay.
-        firmware = (
-            f'mkdir -p "$1/boot/firmware" "$1/etc/default" && printf "{FIRMWARE}" >"$1/etc/default/raspi-firmware"'.replace(
-                "\n", "\\n"
-            )
-        )
         run(
             [
                 *("mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={ARCHITECTURE}", *options),
-                *("--dpkgopt=force-confold", f"--setup-hook={firmware}", f"--include={','.join(PACKAGES)}"),
-                *(SUITE, str(draft), "-"),
+                *(f"--include={','.join(PACKAGES)}", SUITE, str(draft), "-"),
             ],
             stdin=sources(),
             environment={"SOURCE_DATE_EPOCH": "0"},
@@ -160,28 +152,26 @@ def which(tool: str) -> str | None:
 
 def run(
     command: Sequence[str],
-    stdin: str | None = None,
+    stdin: str | bytes | None = None,
     environment: dict[str, str] | None = None,
+    good: Sequence[int] = (0,),
     show: bool = False,
 ) -> str:
-    """What it prints; `show`: its messages go to ours. Raises `ImageError`."""
+    """What it prints; `show`: its messages go to ours. Raises `ImageError` unless its exit code is `good`."""
     program = which(command[0])
     if program is None:
         raise ImageError(f"{command[0]} is not installed: {CURE}")
     env = {**os.environ, "LC_ALL": "C.UTF-8", **(environment or {})}
+    said = None if show else subprocess.PIPE
+    data = stdin.encode() if isinstance(stdin, str) else stdin
     try:
         done = subprocess.run(
-            [program, *command[1:]],
-            input=stdin,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=None if show else subprocess.PIPE,
-            text=True,
-            timeout=TIMEOUT_S,
+            [program, *command[1:]], input=data, env=env, stdout=subprocess.PIPE, stderr=said, timeout=TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ImageError(f"{command[0]}: {error}") from None
-    if done.returncode != 0:
-        said = [line for line in (done.stderr or "").splitlines() if line.strip()]
-        raise ImageError(f"{command[0]}: exit {done.returncode}: {said[-1] if said else 'see above'}")
-    return done.stdout
+    out = done.stdout.decode("utf-8", "replace")
+    if done.returncode not in good:
+        lines = [line for line in ((done.stderr or b"").decode("utf-8", "replace") or out).splitlines() if line.strip()]
+        raise ImageError(f"{command[0]}: exit {done.returncode}: {lines[-1] if lines else 'it says nothing'}")
+    return out

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import grp
 import os
+import re
 import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
@@ -285,3 +286,26 @@ def test_the_table_is_what_sfdisk_reads() -> None:
         "label: dos\nlabel-id: 0x000decaf\nunit: sectors\n\n"
         "start=8192, size=524288, type=c, bootable\nstart=532480, size=2097152, type=83\n"
     )
+
+
+HOWTO = disk.OVERLAY.parents[2] / "docs/howto/own-image.md"
+
+
+def test_the_files_of_the_how_to_are_taken_over(card: Card, bundle: bytes) -> None:
+    config, wifi = re.findall(r"^```toml\n(.*?)^```$", HOWTO.read_text(), re.MULTILINE | re.DOTALL)
+    card.put("amiss.toml", config)
+    card.put("wifi.toml", wifi)
+    card.put("pump.amiss", bundle)
+    card.put("root.json", '{"signed": {"_type": "root"}}')
+    said = card.start()
+    assert said == [f"amiss: {name} is taken over" for name in ("amiss.toml", "pump.amiss", "root.json", "wifi.toml")]
+
+
+def test_every_file_that_is_taken_over_is_told_of(script: ModuleType) -> None:
+    told = re.findall(r"^\| `([^`]+)` \|", HOWTO.read_text(), re.MULTILINE)
+    assert [name for name in told if not script.ours(name.replace("*", "x"))] == []
+    on_the_card = set(re.findall(r"^  (\S+) ", disk.README, re.MULTILINE))
+    assert {name.replace("NAME", "*") for name in on_the_card} == {name.replace("*.pem", "ca.pem") for name in told}
+    assert set(re.findall(r"^    (\S+) +→", script.__doc__ or "", re.MULTILINE)) == set(told)
+    assert not script.ours("README.txt")
+    assert not script.ours("config.txt")

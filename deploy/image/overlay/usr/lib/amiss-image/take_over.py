@@ -25,7 +25,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,4 +329,4 @@ def run(folder: Path, root: Path, group: str, amiss: list[str], remount: bool) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
