@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers packages dist shellcheck chroots
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers packages dist shellcheck chroots image image-boot qemu-system
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -49,6 +49,14 @@ bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is
 
 dist: $(VENV)/.dev chroots  ## wheel, Debian packages, container image and install.sh, with their SHA-256, into dist/
 	@$(BIN)/python -m deploy.dist all
+
+image: $(VENV)/.dev qemu-system  ## our own image for an SD card, into dist/; as root, the first time half an hour
+	@$(BIN)/python -m deploy.image build
+
+# BOARD=raspi3b: the card itself, in a Raspberry Pi 3. IMAGE=…: one that is there.
+image-boot: $(VENV)/.dev qemu-system mosquitto  ## the image on an emulated board: from the card to alert and update
+	@if [ -z "$(IMAGE)" ]; then $(MAKE) image; fi
+	@IMAGE="$${IMAGE:-$$(ls -t dist/amiss-*-arm64.img.zst | head -n 1)}" BOARD="$(BOARD)" $(BIN)/python -m pytest -x tests/image
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -101,47 +109,39 @@ $(VENV)/cloud-init/.done: $(VENV)/.dev
 	else echo "the tests need Debian's packages cloud-init and netplan.io" >&2; exit 1; fi
 	@touch $@
 
-# Debian's packages: as root they are installed, others are told how.
-mosquitto chromium strace shellcheck:
-	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null && exit 0; \
+# Debian's packages: as root they are installed, others are told how. $(call debian,PACKAGES,what is there when they are)
+debian = PATH="$$PATH:/usr/sbin:/sbin"; { $(2); } >/dev/null 2>&1 && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
-	else echo "the tests need $@: sudo apt-get install -y $@" >&2; exit 1; fi
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends $(1) >/dev/null; \
+	else echo "$@ wants Debian's packages: sudo apt-get install -y $(1)" >&2; exit 1; fi
 
-# What makes root file systems and container images, also for another processor, and what judges packages.
-chroots:
-	@command -v buildah >/dev/null && command -v skopeo >/dev/null && command -v lintian >/dev/null && \
-	command -v mmdebstrap >/dev/null && command -v qemu-aarch64-static >/dev/null && command -v readelf >/dev/null && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends \
-	    buildah skopeo lintian mmdebstrap qemu-user-static binutils >/dev/null; \
-	else echo "packages need: sudo apt-get install -y buildah skopeo lintian mmdebstrap qemu-user-static binutils" >&2; exit 1; fi
+mosquitto strace shellcheck:
+	@$(call debian,$@,command -v $@)
+
+chromium:
+	@$(call debian,chromium fonts-liberation,command -v chromium)
 
 # Only its tools are used, to judge the unit file and the udev rules; nothing of it is started.
 systemd:
-	@command -v systemd-analyze >/dev/null && command -v udevadm >/dev/null && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends systemd udev >/dev/null; \
-	else echo "the tests need systemd-analyze and udevadm: sudo apt-get install -y systemd udev" >&2; exit 1; fi
+	@$(call debian,systemd udev,command -v systemd-analyze && command -v udevadm)
 
 # Only its programs are used, on a port and in a folder of the test's own.
 postgresql:
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends postgresql >/dev/null; \
-	else echo "the tests need PostgreSQL: sudo apt-get install -y postgresql" >&2; exit 1; fi
-
-qemu:
-	@command -v qemu-aarch64 >/dev/null && command -v mmdebstrap >/dev/null && command -v cc >/dev/null && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q qemu-user mmdebstrap gcc libc6-dev >/dev/null; \
-	else echo "emulating arm64 needs QEMU: sudo apt-get install -y qemu-user mmdebstrap gcc libc6-dev" >&2; exit 1; fi
+	@$(call debian,postgresql,ls /usr/lib/postgresql/*/bin/initdb || command -v initdb)
 
 # For the sketches: they run here against simulated sensors, and are compiled for the Arm of a microcontroller. libnewlib-dev has
 # the headers; the libraries, which are 1.9 GB, are for linking, and nothing is linked for it.
 compilers:
-	@command -v arm-none-eabi-g++ >/dev/null && command -v g++ >/dev/null && \
-	  echo '#include <math.h>' | arm-none-eabi-g++ -fsyntax-only -x c++ - 2>/dev/null && exit 0; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends g++ gcc-arm-none-eabi libnewlib-dev >/dev/null; \
-	else echo "the tests need compilers: sudo apt-get install -y g++ gcc-arm-none-eabi libnewlib-dev" >&2; exit 1; fi
+	@$(call debian,g++ gcc-arm-none-eabi libnewlib-dev,command -v g++ && echo '#include <math.h>' | arm-none-eabi-g++ -fsyntax-only -x c++ -)
+
+# Programs of another processor, and counting their instructions.
+qemu:
+	@$(call debian,qemu-user mmdebstrap gcc libc6-dev,command -v qemu-aarch64 && command -v mmdebstrap && command -v cc)
+
+# What makes root file systems and container images, also for another processor, and what judges packages.
+chroots:
+	@$(call debian,buildah skopeo lintian mmdebstrap qemu-user-static binutils,command -v buildah && command -v skopeo && command -v lintian && command -v mmdebstrap && command -v qemu-aarch64-static && command -v readelf)
+
+# What makes an image for a card, and a board to try it on.
+qemu-system:
+	@$(call debian,qemu-system-arm qemu-user-static mmdebstrap arch-test mtools dosfstools fdisk zstd e2fsprogs,command -v qemu-system-aarch64 && command -v qemu-aarch64-static && command -v mmdebstrap && command -v arch-test && command -v mcopy && command -v mkfs.vfat && command -v sfdisk && command -v zstd)
