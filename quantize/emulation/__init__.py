@@ -2,7 +2,8 @@
 
     <folder>/root/usr      Python and the C library of Debian 13, unpacked and never booted
     <folder>/site          the device's packages: wheels for aarch64, of the versions that are installed here
-    <folder>/cortex-a53 …  what a program sees as `/` on this processor: links to the root, and a /proc/cpuinfo that fits
+    <folder>/cortex-a53 …  what a program sees as `/` on this processor: links to the root, and a /proc/cpuinfo that fits;
+                           and `python`, a script that starts the emulated Python there
     <folder>/count.so      count.c, compiled
     <folder>/key           of everything that the folder was made from; written last
 
@@ -41,6 +42,14 @@ PROCESSORS = {"cortex-a53": (OLD, "0xd03"), "cortex-a72": (OLD, "0xd08"), "corte
 """By QEMU's name: features and part number of /proc/cpuinfo. Never QEMU's default: with the SVE of its version 7.2 int8 comes
 out wrong. And never the host's cpuinfo: ONNX Runtime dies of it."""
 CURE = "sudo apt-get install -y qemu-user mmdebstrap gcc libc6-dev, then python -m quantize.emulation"
+SCRIPT = """#!/bin/sh
+# QEMU is told this script's name as the program's: so it is sys.executable, and what is started as that is emulated, too.
+here=${{0%/*}} marks=$AMISS_MARKS
+unset AMISS_MARKS
+export PYTHONHOME="$here/../root/usr"
+exec qemu-aarch64 -cpu {processor} -seed 1 ${{marks:+-plugin "$here/../count.so,out=$marks"}} -L "$here" -0 "$0" \\
+  "$here/../root/usr/bin/python{python}" "$@"
+"""
 RUNS = (2, 12)
 """Few and many: what starting and marking takes falls out of the difference."""
 TIMEOUT_S = 900.0
@@ -74,29 +83,43 @@ class Arm64:
     def python(self, processor: str, *arguments: str | Path, marks: Path | None = None, timeout_s: float = TIMEOUT_S) -> str:
         """What `python3 *arguments` prints on this processor; it can import `edge`. Raises `EmulationError`.
 
-        Counts at marks go to the file `marks`, a line each. A program that it starts is not emulated.
+        Counts at marks go to the file `marks`, a line each. What it starts as `sys.executable` is emulated, too, and not
+        counted; other programs are those of this machine.
         """
-        root = self.folder / "root"
-        plugin = [] if marks is None else ["-plugin", f"{self.folder / 'count.so'},out={marks}"]
-        seen_as_root = str(self.folder / processor)
-        command = ["qemu-aarch64", "-seed", "1", *plugin, "-L", seen_as_root, str(root / "usr/bin" / f"python{PYTHON}")]
-        environment = {
+        environment = self.environment() | ({} if marks is None else {"AMISS_MARKS": str(marks)})
+        try:
+            return _run(self.interpreter(processor), *arguments, environment=environment, timeout_s=timeout_s)
+        except EmulationError as error:
+            raise EmulationError(f"{processor}, emulated: {error}") from None
+
+    def interpreter(self, processor: str) -> Path:
+        """Its Python, for those who start programs themselves, in `environment`."""
+        return self.folder / processor / "python"
+
+    def environment(self, *packages: Path) -> dict[str, str]:
+        """What the emulated Python wants; `packages` are further folders to import from."""
+        return {
             "HOME": "/nonexistent",
             "PATH": os.environ.get("PATH", ""),
             "TMPDIR": tempfile.gettempdir(),
-            "QEMU_CPU": processor,
-            "PYTHONHOME": str(root / "usr"),
-            "PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(_ours())]),
+            "PYTHONPATH": os.pathsep.join(map(str, [self.folder / "site", *packages, _ours()])),
             # Ours are not to be littered with another Python's byte code, and the second start is to be quick.
             "PYTHONPYCACHEPREFIX": str(self.folder / "bytecode"),
             "PYTHONHASHSEED": "0",
             "OPENBLAS_NUM_THREADS": "1",
             "ORT_DISABLE_TELEMETRY": "1",
         }
-        try:
-            return _run(*command, *arguments, environment=environment, timeout_s=timeout_s)
-        except EmulationError as error:
-            raise EmulationError(f"{processor}, emulated: {error}") from None
+
+    def packages(self, name: str, *wanted: str) -> Path:
+        """The folder `name` with the wheels of more packages, of the versions that are installed here; made when it is not
+        there. Raises `EmulationError`."""
+        folder, made_from = self.folder / name, self.folder / f"{name}.key"
+        versions = _versions(wanted)
+        if not made_from.exists() or made_from.read_text() != repr(versions):
+            shutil.rmtree(folder, ignore_errors=True)
+            _install(folder, versions)
+            made_from.write_text(repr(versions))
+        return folder
 
     def instructions(
         self, models: Mapping[str, bytes], windows: Float32, processor: str, batches: Sequence[int] = (1,)
@@ -138,7 +161,7 @@ def find(folder: Path | None = None) -> Arm64:
 
 def key() -> str:
     """Of everything that the folder is made from."""
-    text = repr((SUITE, PYTHON, SYSTEM, sorted(_wheels()), PLATFORMS, PROCESSORS))
+    text = repr((SUITE, PYTHON, SYSTEM, sorted(_versions(WHEELS)), PLATFORMS, PROCESSORS, SCRIPT))
     return hashlib.sha256(text.encode() + Path(__file__).with_name("count.c").read_bytes()).hexdigest()
 
 
@@ -154,7 +177,7 @@ def prepare(folder: Path | None = None) -> Arm64:
     try:
         draft.mkdir(parents=True)
         _system(draft / "root")
-        _site(draft)
+        _install(draft / "site", _versions(WHEELS))
         for processor, (features, part) in PROCESSORS.items():
             _see(draft / processor, features, part)
         source = Path(__file__).with_name("count.c")
@@ -190,19 +213,20 @@ def _mirror() -> str:
     raise EmulationError("apt has no Debian mirror among its sources, and the emulated system comes from one")
 
 
-def _site(folder: Path) -> None:
-    here = folder / "constraints.txt"
-    here.write_text("".join(f"{d.metadata['Name']}=={d.version}\n" for d in metadata.distributions() if "+" not in d.version))
+def _install(folder: Path, wanted: Sequence[str]) -> None:
     platforms = [option for platform in PLATFORMS for option in ("--platform", platform)]
     pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
     python = [*platforms, "--implementation", "cp", "--python-version", PYTHON]
-    _run(*pip, *python, "-c", here, "--target", folder / "site", *_wheels())
-    here.unlink()
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.writelines(f"{d.metadata['Name']}=={d.version}\n" for d in metadata.distributions() if "+" not in d.version)
+        constraints.flush()
+        _run(*pip, *python, "-c", constraints.name, "--target", folder, *wanted)
 
 
-def _wheels() -> list[str]:
+def _versions(names: Sequence[str]) -> list[str]:
+    """As requirements; without those that are not installed here."""
     found = []
-    for name in WHEELS:
+    for name in names:
         try:
             found.append(f"{name}=={metadata.version(name)}")
         except metadata.PackageNotFoundError:
@@ -218,6 +242,8 @@ def _see(root: Path, features: str, part: str) -> None:
         f"processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: {features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
         f"CPU variant\t: 0x0\nCPU part\t: {part}\nCPU revision\t: 3\n\n"
     )
+    (root / "python").write_text(SCRIPT.format(processor=root.name, python=PYTHON))
+    (root / "python").chmod(0o755)
 
 
 def _ours() -> Path:

@@ -1,6 +1,8 @@
 """What was built here is computed there: bundles open, prove themselves and score alike on the processors of small boards."""
 
 import json
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge.bundle import Bundle, Golden, members_of, pack_golden, verify, write_bundle
+from edge.bundle import Bundle, Golden, members_of, pack_golden, pack_head, verify, write_bundle
+from edge.scoring.ensemble import Ensemble
 from edge.scoring.inject import inject, usual_spread
 from edge.sensing.recordings import write_recording
 from edge.sensing.simulate import simulate
@@ -23,6 +26,8 @@ from trainer.train import train
 GOOD = ("float32.amiss", "int8.amiss", "signed.amiss", "litert.amiss")
 FORGED = "forged.amiss"
 """Its golden scores are none that its model gives."""
+OTHER = "other.amiss"
+"""int8.amiss with a head that finds everything a little stranger, and golden scores to go with it."""
 
 
 class Indifferent:
@@ -50,17 +55,33 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     golden = Bundle.open(folder / "int8.amiss").golden
     forged = Golden(golden.x, golden.outputs, golden.score * np.float32(1.1) + np.float32(0.1))
     write_bundle(folder / FORGED, manifest, {**members, "golden.npz": pack_golden(forged)})
+    bundle = Bundle.open(folder / "int8.amiss")
+    stranger = {name: array * np.float32(1.05) for name, array in bundle.head.scorer.arrays().items()}
+    scorer = Ensemble.from_arrays(manifest.scorer, stranger)
+    proven = Golden(golden.x, golden.outputs, scorer.score(golden.outputs))
+    head = pack_head(replace(bundle.head, scorer=scorer))
+    write_bundle(folder / OTHER, manifest, {**members, "head.npz": head, "golden.npz": pack_golden(proven)})
+    overloaded = simulate(60, seed=2, rate_hz=50, fault="overload", fault_at_s=30)
+    overloaded.x[0, 600:700] = np.nan  # and a hole
+    write_recording(folder / "overload.csv", overloaded)
     normal = load_windows(folder / "run")[0][:16]
     faulty = inject(normal, usual_spread(normal), np.random.default_rng(7))
     np.save(folder / "windows.npy", np.concatenate([normal, faulty]))
     return folder
 
 
+@pytest.fixture(scope="session")
+def here(built: Path) -> dict[str, Any]:
+    """What it says on the machine that this runs on."""
+    x = np.load(built / "windows.npy")
+    return {name: device.judged(built / name, x, built / "overload.csv") for name in (*GOOD, OTHER)}
+
+
 @pytest.fixture(scope="session", params=list(PROCESSORS))
 def there(request: pytest.FixtureRequest, built: Path) -> dict[str, Any]:
     """What `device.py` says on this processor."""
     arm64: Arm64 = find()
-    names = [built / "windows.npy", *(built / name for name in (*GOOD, FORGED))]
+    names = [built / "windows.npy", built / "overload.csv", *(built / name for name in (*GOOD, OTHER, FORGED))]
     found: dict[str, Any] = json.loads(arm64.python(request.param, Path(device.__file__), *names))
     return found
 
@@ -70,15 +91,64 @@ def test_it_is_another_machine(there: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_scores_there_are_scores_here(there: dict[str, Any], built: Path, name: str) -> None:
+def test_scores_there_are_scores_here(there: dict[str, Any], here: dict[str, Any], built: Path, name: str) -> None:
     tolerance = Bundle.open(built / name).manifest.golden_tolerance
-    found, here = there["bundles"][name], device.judged(built / name, np.load(built / "windows.npy"))
+    found = there["bundles"][name]
     assert "refused" not in found, found
-    assert found["backend"] == here["backend"]
+    assert found["backend"] == here[name]["backend"]
     assert found["worst"] <= tolerance
-    a, b = np.array(found["scores"]), np.array(here["scores"])
-    assert (np.abs(a - b) / (1 + np.abs(b))).max() <= tolerance
-    assert np.ptp(b) > 1, "the control: these windows do not all score alike"
+    assert off(found["scores"], here[name]["scores"]) <= tolerance
+    assert np.ptp(here[name]["scores"]) > 1, "the control: these windows do not all score alike"
+
+
+def off(found: list[float], known: list[float]) -> float:
+    """The largest difference, measured as those of golden scores are."""
+    a, b = np.array(found), np.array(known)
+    return float((np.abs(a - b) / (1 + np.abs(b))).max())
+
+
+def differences(found: dict[str, Any], known: dict[str, Any], bundle: Bundle) -> list[str]:
+    """What is told of a recording in two places: events of the same kind, about the same samples, for the same reasons, and
+    figures as near to one another as golden scores have to be."""
+    if found["ends"] != known["ends"]:
+        return ["other windows"]
+    tolerance, wrong = bundle.manifest.golden_tolerance, []
+    if (distance := off(found["smoothed"], known["smoothed"])) > tolerance:
+        wrong.append(f"scores differ by {distance:.2g}")
+    score = np.array(known["smoothed"], np.float32)
+    near = tolerance * (1 + np.abs(score))
+    rarest, commonest = (bundle.head.calibrator.p_value(score + sign * near) for sign in (1, -1))
+    p = np.array(found["p_values"])
+    if ((p < rarest * (1 - 1e-6)) | (p > commonest * (1 + 1e-6))).any():
+        wrong.append("p-values are not those of such scores")
+    plain = ("type", "episode", "time_ns", "since_ns", "until_ns", "threshold", "reason", "model")
+    for a, b in zip_longest(found["events"], known["events"], fillvalue={}):
+        if [a.get(name) for name in plain] != [b.get(name) for name in plain]:
+            wrong.append(f"{a} and not {b}")
+        shares = [{share["channel"]: share["share"] for share in event.get("channels", [])} for event in (a, b)]
+        if shares[0].keys() != shares[1].keys() or any(abs(n - shares[1][name]) > tolerance for name, n in shares[0].items()):
+            wrong.append(f"{shares[0]} and not {shares[1]}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_the_same_is_told_of_a_recording_there_and_here(
+    there: dict[str, Any], here: dict[str, Any], built: Path, name: str
+) -> None:
+    bundle, known = Bundle.open(built / name), here[name]
+    assert not differences(there["bundles"][name], known, bundle)
+    assert {"gap", "anomaly_started"} <= {event["type"] for event in known["events"]}, "the control: there is something to tell"
+    later = known | {"events": [{**event, "since_ns": event["since_ns"] + 1} for event in known["events"]]}
+    assert len(differences(there["bundles"][name], later, bundle)) == len(known["events"]), "the control: a sample late"
+    assert differences(there["bundles"][name], known | {"events": known["events"][:-1]}, bundle)
+
+
+def test_another_head_is_noticed(there: dict[str, Any], here: dict[str, Any], built: Path) -> None:
+    """The control: what it tells there is what it tells here, and not what the right one tells."""
+    other, right = Bundle.open(built / OTHER), Bundle.open(built / "int8.amiss")
+    assert not differences(there["bundles"][OTHER], here[OTHER], other)
+    wrong = differences(there["bundles"][OTHER], here["int8.amiss"], right)
+    assert any(text.startswith("scores differ") for text in wrong), wrong
 
 
 def test_what_does_not_prove_itself_is_refused_there(there: dict[str, Any]) -> None:
