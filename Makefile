@@ -105,11 +105,11 @@ qemu:
 	  apt-get update -q >/dev/null && apt-get install -y -q qemu-user mmdebstrap gcc libc6-dev >/dev/null; \
 	else echo "emulating arm64 needs QEMU: sudo apt-get install -y qemu-user mmdebstrap gcc libc6-dev" >&2; exit 1; fi
 
-# For the sketches: they run here against simulated sensors, and are compiled for the Arm of a microcontroller. libnewlib-dev has
-# the headers; the libraries, which are 1.9 GB, are for linking, and nothing is linked for it.
+# For the sketches: they run here against simulated sensors, and are compiled for the Arm and AVR of microcontrollers. Arm needs no
+# more than newlib's headers: its libraries, which are 1.9 GB, are for linking, and nothing is linked for it.
 compilers:
-	@command -v arm-none-eabi-g++ >/dev/null && command -v g++ >/dev/null && \
-	  echo '#include <math.h>' | arm-none-eabi-g++ -fsyntax-only -x c++ - 2>/dev/null && exit 0; \
+	@(for to in '' arm-none-eabi- avr-; do echo '#include <math.h>' | $${to}g++ -fsyntax-only -x c++ - 2>/dev/null || exit 1; done) && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends g++ gcc-arm-none-eabi libnewlib-dev >/dev/null; \
-	else echo "the tests need compilers: sudo apt-get install -y g++ gcc-arm-none-eabi libnewlib-dev" >&2; exit 1; fi
+	  apt-get update -q >/dev/null && \
+	  apt-get install -y -q --no-install-recommends g++ gcc-arm-none-eabi libnewlib-dev gcc-avr avr-libc >/dev/null; \
+	else echo "the tests need compilers: sudo apt-get install -y g++ gcc-arm-none-eabi libnewlib-dev gcc-avr avr-libc" >&2; exit 1; fi

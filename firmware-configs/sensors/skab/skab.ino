@@ -8,8 +8,15 @@
 #include <amiss.h>
 #include <amiss_i2c.h>
 
-// Pins. The converter's have to be such that can be read while the radio is on, on an ESP32: ADC1.
+#if defined(ARDUINO_ARCH_ESP32)
+static const uint8_t CURRENT = 36, PRESSURE = 39, NTC = 34, VOLTAGE = 35;  // ADC1: can be read while the radio is on
+static const uint8_t FLOW = 27, MAX31855 = 5;
+#else
 static const uint8_t PRESSURE = A0, NTC = A1, CURRENT = A2, VOLTAGE = A3, FLOW = 2, MAX31855 = 10;
+#endif
+#ifndef IRAM_ATTR
+#define IRAM_ATTR
+#endif
 
 static const float VOLT_PER_STEP = 3.3f / 4096;
 static const float AMPERE_PER_VOLT = 30.0f;    // SCT-013-030
@@ -32,7 +39,7 @@ struct Accelerometer {
   bool ready;
   uint16_t count;
   int32_t sum[3];
-  uint32_t squares[3];  // 500 × 4096² would be too much: a second of ±4 g around gravity fits, beyond it is missing
+  uint32_t squares[3];  // 500 × 2047² fit. Beyond 2047 steps, which are 8 g, the second is missing
   bool beyond;
 
   bool begin() {

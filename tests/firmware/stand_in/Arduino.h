@@ -29,8 +29,6 @@ inline uint8_t digitalPinToInterrupt(uint8_t pin) { return pin; }
 void noInterrupts();
 void interrupts();
 
-#define IRAM_ATTR
-
 class HardwareSerial {
 public:
   explicit HardwareSerial(int number) : number(number) {}
