@@ -29,6 +29,7 @@ BOOT_US = 2**32 - 300_000
 BOARDS = {
     "RP2040": ("arm-none-eabi", "-mthumb", "-mcpu=cortex-m0plus", "-DARDUINO_ARCH_RP2040"),
     "SAMD51, STM32F4, nRF52": ("arm-none-eabi", "-mthumb", "-mcpu=cortex-m4"),
+    "ESP32, its pins": ("arm-none-eabi", "-mthumb", "-mcpu=cortex-m4", "-DARDUINO_ARCH_ESP32"),  # not its processor
     "Uno": ("avr", "-mmcu=atmega328p"),  # ints of 16 bits, doubles of 32
 }
 
@@ -228,7 +229,29 @@ def test_a_sensor_that_is_not_there_gives_nothing_until_it_is(name: str, bench: 
     assert found.time_us[0] > BOOT_US + 700_000
 
 
+@pytest.mark.parametrize("name", ["adxl345", "mpu6050"])
+def test_a_sensor_that_holds_the_bus_is_set_free(name: str, bench: Bench) -> None:
+    """As after a start in the middle of a byte. No plug has to be pulled."""
+    rate_hz = profiles.load(name).rate_hz
+    found = bench.run(name, 1.6, "held@0.5-0.6")
+    assert (found.corrupt, wrong(name, found)) == (0, 0)
+    assert found.lost == pytest.approx(0.5 * rate_hz, abs=0.02 * rate_hz), "until it was tried again"
+    assert len(found.number) + found.lost == pytest.approx(1.6 * rate_hz, abs=0.08 * rate_hz)
+
+
 # Sensors that are asked.
+
+
+@pytest.mark.parametrize("name", ["bme280", "pms5003", "skab"])
+def test_seconds_that_are_over_are_not_made_up_for(name: str, bench: Bench) -> None:
+    """The processor is kept for 3.5 s: what would have been then is a hole, and no value of now with a stamp of then."""
+    found = bench.run(name, 9.5, "stall@2.2-5.7")
+    assert (found.corrupt, found.lost) == (0, 3)
+    steps_us = np.diff(found.time_us).tolist()
+    assert sorted(steps_us) == [1_000_000] * (len(steps_us) - 1) + [4_000_000]
+    if name == "skab":
+        flow = found.x[7]
+        assert np.allclose(flow, 32, rtol=0.03), "by the time that has passed"
 
 
 def bosch(adc_p: int, adc_t: int, adc_h: int) -> tuple[float, float, float]:
