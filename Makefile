@@ -110,7 +110,7 @@ $(VENV)/cloud-init/.done: $(VENV)/.dev
 	@touch $@
 
 # Debian's packages: as root they are installed, others are told how. $(call debian,PACKAGES,what is there when they are)
-debian = PATH="$$PATH:/usr/sbin:/sbin"; { $(2); } >/dev/null 2>&1 && exit 0; \
+debian = PATH="$$PATH:/usr/sbin:/sbin"; ( $(2) ) >/dev/null 2>&1 && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends $(1) >/dev/null; \
 	else echo "$@ wants Debian's packages: sudo apt-get install -y $(1)" >&2; exit 1; fi
@@ -129,10 +129,10 @@ systemd:
 postgresql:
 	@$(call debian,postgresql,ls /usr/lib/postgresql/*/bin/initdb || command -v initdb)
 
-# For the sketches: they run here against simulated sensors, and are compiled for the Arm of a microcontroller. libnewlib-dev has
-# the headers; the libraries, which are 1.9 GB, are for linking, and nothing is linked for it.
+# For the sketches: they run here against simulated sensors, and are compiled for the Arm and AVR of microcontrollers. Arm needs no
+# more than newlib's headers: its libraries, which are 1.9 GB, are for linking, and nothing is linked for it.
 compilers:
-	@$(call debian,g++ gcc-arm-none-eabi libnewlib-dev,command -v g++ && echo '#include <math.h>' | arm-none-eabi-g++ -fsyntax-only -x c++ -)
+	@$(call debian,g++ gcc-arm-none-eabi libnewlib-dev gcc-avr avr-libc,for to in '' arm-none-eabi- avr-; do echo '#include <math.h>' | $${to}g++ -fsyntax-only -x c++ - || exit 1; done)
 
 # Programs of another processor, and counting their instructions.
 qemu:

@@ -388,7 +388,7 @@ node = "pump-7"
 bundle = "pump.amiss"
 
 [streams.pump]
-sensor = "adxl345"
+sensor = "adxl345"      # or another that `amiss sensors` lists
 port = "/dev/ttyUSB0"
 
 [mqtt]

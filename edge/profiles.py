@@ -9,6 +9,7 @@ import difflib
 import importlib.resources
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from edge.errors import ConfigError
-from edge.tables import converted, refuse_unknown_keys
+from edge.tables import converted, printable, refuse_unknown_keys
 
 Positive = Annotated[float, Meta(gt=0)]
 
@@ -118,7 +119,7 @@ class Sensor(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """sensor.toml"""
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-    """That of the folder it is in."""
+    """That of the folder it is in, or of a file that is not called sensor.toml."""
     title: Annotated[str, Meta(min_length=1)]
     """For a person."""
     channels: Annotated[tuple[SensorChannel, ...], Meta(min_length=1, max_length=255)]
@@ -193,10 +194,10 @@ def load(name_or_path: str, beside: Path = Path()) -> Sensor:
         data = tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{where}: no such sensor profile; docs/howto/add-a-sensor.md tells how to write one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    except (OSError, ValueError) as error:  # it may be no text, or the path none
+        raise ConfigError(f"{where}: cannot be read: {error}") from None
     return parse(data, name, where)
 
 
@@ -205,7 +206,7 @@ def wiring(name_or_path: str, beside: Path = Path()) -> str | None:
     file = _place(name_or_path, beside)[0]
     try:
         return (file.parent / "README.md").read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return None
 
 
@@ -248,7 +249,8 @@ def _place(name_or_path: str, beside: Path) -> tuple[Path, str, str]:
         file = beside / name_or_path
         if file.is_dir():
             file /= "sensor.toml"
-        return file, str(file), file.absolute().parent.name.lower()
+        called = file.absolute().parent.name if file.name == "sensor.toml" else file.stem
+        return file, printable(str(file)), re.sub(r"[^a-z0-9]+", "-", called.lower()).strip("-") or "sensor"
     names = _names()
     if name_or_path not in names:
         near = difflib.get_close_matches(name_or_path.lower(), names, n=1)

@@ -149,6 +149,25 @@ def test_any_mistake_is_one_line_for_long(changes: list[Any]) -> None:
     check(changed(changes))
 
 
+@given(VALUES, st.sampled_from(["adxl345", "adxl34", "sdm630", "./x.toml", "", "\n", "a/\0", "/\n", "/tmp"]), CHANGES)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+def test_a_sensor_that_is_anything_is_one_line(value: Any, name: str, changes: list[Any]) -> None:
+    """Filled from a profile, or from none that there is, and wrong besides."""
+    data = changed(changes)
+    streams = data.get("streams")
+    for stream in streams.values() if isinstance(streams, dict) else ():
+        if isinstance(stream, dict):
+            stream["sensor"] = value if name == "" else name
+    try:
+        configs._fill(data, Path("device.toml"))
+    except ConfigError as error:
+        said = str(error)
+        assert said.startswith("device.toml: streams."), said  # which mistake it is differs with the example
+        assert "\n" not in said, said
+    else:
+        check(data)
+
+
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_of_anything_is_one_line(tmp_path: Path, data: bytes) -> None:

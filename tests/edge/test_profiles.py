@@ -164,3 +164,11 @@ def test_all_that_are_known_are_right() -> None:
     known = profiles.sensors()
     assert "adxl345" in known
     assert [sensor.name for sensor in known.values()] == list(known)
+
+
+def test_one_of_ones_own_is_called_as_its_folder_or_its_file_is(tmp_path: Path) -> None:
+    assert own(tmp_path).name == "mine"
+    (tmp_path / "Silo_2 (left).toml").write_text(OWN)
+    assert profiles.load("./Silo_2 (left).toml", tmp_path).name == "silo-2-left"
+    (tmp_path / "§.toml").write_text(OWN)
+    assert profiles.load("./§.toml", tmp_path).name == "sensor"

@@ -124,7 +124,20 @@ static Spi *selected = nullptr;
 static SPISettings settings(0, 0, 0);
 static bool in_transaction = false;
 
-void pinMode(uint8_t pin, uint8_t mode) { modes[pin] = mode; }
+// A sensor that holds SDA low, from a fault `held` on until it has had nine clocks.
+static bool held_before = false, held = false;
+static int clocks = 0;
+static bool is_held() {
+  bool now = fault("held");
+  if (now && !held_before) held = true, clocks = 0;
+  held_before = now;
+  return held;
+}
+
+void pinMode(uint8_t pin, uint8_t mode) {
+  if (pin == SCL && modes[pin] == OUTPUT && mode != OUTPUT && is_held() && ++clocks == 9) held = false;
+  modes[pin] = mode;
+}
 void digitalWrite(uint8_t pin, uint8_t level) {
   if (!spi.count(pin)) return;
   if (level == LOW) {
@@ -136,7 +149,7 @@ void digitalWrite(uint8_t pin, uint8_t level) {
     selected = nullptr;
   }
 }
-int digitalRead(uint8_t) { return HIGH; }
+int digitalRead(uint8_t pin) { return pin == SDA && is_held() ? LOW : HIGH; }
 static int analog_bits = 10;
 void analogReadResolution(int bits) { analog_bits = bits; }
 int analogRead(uint8_t pin) {
@@ -195,6 +208,10 @@ static uint8_t registers[128];  // where each device reads next
 static std::vector<uint8_t> sent;
 
 void TwoWire::begin() { started = true; }
+void TwoWire::end() {
+  if (!started) wrong("Wire.end() before begin()");
+  started = false;
+}
 void TwoWire::setClock(uint32_t hz) { bit_us = 1e6 / hz; }
 void TwoWire::beginTransmission(uint8_t address) {
   if (!started) wrong("Wire before begin()");
@@ -208,7 +225,7 @@ size_t TwoWire::write(uint8_t data) {
 uint8_t TwoWire::endTransmission(bool) {
   pass(bit_us * (2 + 9.0 * double(1 + sent.size())));
   Registers *device = i2c.count(uint8_t(addressed)) ? i2c[uint8_t(addressed)] : nullptr;
-  if (!device || !device->present()) return 2;
+  if (is_held() || !device || !device->present()) return 2;
   if (sent.empty()) return 0;
   reg = sent[0];
   for (size_t i = 1; i < sent.size(); ++i, reg = device->next(uint8_t(reg))) device->in(uint8_t(reg), sent[i]);
@@ -220,7 +237,7 @@ uint8_t TwoWire::requestFrom(uint8_t address, uint8_t size) {
   received.clear();
   pass(bit_us * 11);
   Registers *device = i2c.count(address) ? i2c[address] : nullptr;
-  if (!device || !device->present()) return 0;
+  if (is_held() || !device || !device->present()) return 0;
   uint8_t &at = registers[address & 127];
   for (int i = 0; i < size; ++i, at = device->next(at)) received.push_back(device->out(at));
   pass(bit_us * 9 * size);

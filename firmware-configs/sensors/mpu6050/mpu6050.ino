@@ -104,7 +104,9 @@ void loop() {
   looked_us = now_us;
   if (ready) {
     ready = take(now_us);
-  } else if ((ready = begin())) {
+  } else {
+    amiss_i2c_again();
+    if (!(ready = begin())) return;
     now_us = micros();
     if (ran) amiss_skip(&frames, passed(now_us));  // it was away
     ran = true;

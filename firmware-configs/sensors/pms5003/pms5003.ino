@@ -81,6 +81,11 @@ void loop() {
     amiss_add_f32(&frames, values, asked_us);
   }
   if ((int32_t)(now_us - due_us) >= 0) {
+    // Somebody else had the processor: what is more than half a period late is over.
+    uint32_t late = (now_us - due_us + PERIOD_US / 2) / PERIOD_US;
+    amiss_skip(&frames, late);
+    due_us += late * PERIOD_US;
+    if (late) return;
     if (!passive) command(CHANGE_MODE, 0);
     command(READ_IN_PASSIVE_MODE, 0);
     asked = true;

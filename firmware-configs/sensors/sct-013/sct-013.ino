@@ -5,7 +5,11 @@
 // A value is missing when too many slots were, and when the converter was at its stop: then it would be too small.
 #include <amiss.h>
 
+#if defined(ARDUINO_ARCH_ESP32)
+static const uint8_t PIN = 36;  // ADC1: can be read while the radio is on
+#else
 static const uint8_t PIN = A0;
+#endif
 static const float AMPERE_PER_VOLT = 30.0f;  // the 030: 1 V at 30 A. The 000 (100 A, 50 mA) with 22 Ω across it: 90.9f
 static const float VOLT_PER_STEP = 3.3f / 4096;
 static const int16_t MIDDLE = 2048, STOP = 4095;  // of 12 bits

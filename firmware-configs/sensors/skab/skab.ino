@@ -8,8 +8,15 @@
 #include <amiss.h>
 #include <amiss_i2c.h>
 
-// Pins. The converter's have to be such that can be read while the radio is on, on an ESP32: ADC1.
+#if defined(ARDUINO_ARCH_ESP32)
+static const uint8_t CURRENT = 36, PRESSURE = 39, NTC = 34, VOLTAGE = 35;  // ADC1: can be read while the radio is on
+static const uint8_t FLOW = 27, MAX31855 = 5;
+#else
 static const uint8_t PRESSURE = A0, NTC = A1, CURRENT = A2, VOLTAGE = A3, FLOW = 2, MAX31855 = 10;
+#endif
+#ifndef IRAM_ATTR
+#define IRAM_ATTR
+#endif
 
 static const float VOLT_PER_STEP = 3.3f / 4096;
 static const float AMPERE_PER_VOLT = 30.0f;    // SCT-013-030
@@ -32,7 +39,7 @@ struct Accelerometer {
   bool ready;
   uint16_t count;
   int32_t sum[3];
-  uint32_t squares[3];  // 500 × 4096² would be too much: a second of ±4 g around gravity fits, beyond it is missing
+  uint32_t squares[3];  // 500 × 2047² fit. Beyond 2047 steps, which are 8 g, the second is missing
   bool beyond;
 
   bool begin() {
@@ -72,7 +79,10 @@ struct Accelerometer {
     }
     count = 0;
     beyond = false;
-    if (!ready) ready = begin();
+    if (!ready) {
+      amiss_i2c_again();
+      ready = begin();
+    }
     return known ? sqrtf(variance > 0 ? variance : 0) / 256 : NAN;
   }
 };
@@ -113,7 +123,7 @@ static Accelerometer pump = {0x1D, false, 0, {0, 0, 0}, {0, 0, 0}, false};   // 
 static Analog pressure = {PRESSURE, 0, 0, 0, false}, ntc = {NTC, 0, 0, 0, false};
 static Analog current = {CURRENT, 0, 0, 0, false}, voltage = {VOLTAGE, 0, 0, 0, false};
 static volatile uint16_t pulses = 0;
-static uint32_t due_us, slot_us, looked_us;
+static uint32_t due_us, slot_us, looked_us, counted_us;
 static uint8_t slot = 0;
 
 static void IRAM_ATTR count_pulse() { pulses = (uint16_t)(pulses + 1); }
@@ -147,7 +157,7 @@ void setup() {
   attachInterrupt(digitalPinToInterrupt(FLOW), count_pulse, FALLING);
   motor.ready = motor.begin();
   pump.ready = pump.begin();
-  slot_us = looked_us = micros();
+  slot_us = looked_us = counted_us = micros();
   due_us = slot_us + PERIOD_US;
 }
 
@@ -171,6 +181,11 @@ void loop() {
     pump.take();
   }
   if ((int32_t)(now_us - due_us) < 0) return;
+  // Somebody else had the processor: what is more than half a period late is over.
+  uint32_t late = (now_us - due_us + PERIOD_US / 2) / PERIOD_US;
+  amiss_skip(&frames, late);
+  due_us += late * PERIOD_US;
+  if (late) return;
   float values[8], unused, volts;
   values[0] = motor.rms();
   values[1] = pump.rms();
@@ -187,7 +202,8 @@ void loop() {
   uint16_t counted = pulses;
   pulses = 0;
   interrupts();
-  values[7] = (float)counted * 60 / PULSES_PER_LITRE;
+  values[7] = (float)counted / PULSES_PER_LITRE * 60e6f / (float)(now_us - counted_us);
+  counted_us = now_us;
   amiss_add_f32(&frames, values, due_us - PERIOD_US);
   due_us += PERIOD_US;
 }

@@ -21,6 +21,12 @@ def read(tmp_path: Path, text: str) -> DeviceConfig:
     return configs.load(tmp_path / "device.toml", environ={})
 
 
+def test_the_shortest_file_comes_first() -> None:
+    lines = [[line for line in text.splitlines() if line] for text in EXAMPLES]
+    assert len(lines[0]) == min(map(len, lines)) == 5
+    assert 'sensor = "' in EXAMPLES[0]
+
+
 def test_there_is_an_example_for_every_format(tmp_path: Path) -> None:
     formats = {stream.format for text in EXAMPLES for stream in read(tmp_path, text).streams.values()}
     assert formats == {"frames", "csv", "json", "nmea", "modbus"}
@@ -32,6 +38,10 @@ def test_every_example_is_a_file_that_works_but_for_the_sensor(text: str, tmp_pa
         channels = ["vibration_x", "current"]
         if stream.modbus is not None:
             channels = [register.channel for register in stream.modbus.registers]
+        elif stream.format == "nmea":
+            channels = ["wind_angle", "wind_speed"]
+        elif stream.sensor is not None:
+            channels = ["acceleration_x"]
         source = port_source(stream, channels, 5.0, ports=Ports(tmp_path, tmp_path))
         with pytest.raises(SourceLostError, match="no such port; there is none at all"):
             next(source.samples())

@@ -13,7 +13,7 @@ enum { LOW, HIGH };
 enum { INPUT, OUTPUT, INPUT_PULLUP };
 enum { CHANGE = 1, FALLING = 2, RISING = 3 };
 enum { A0 = 14, A1, A2, A3, A4, A5 };
-enum { SS = 10 };
+enum { SS = 10, SDA = 18, SCL = 19 };
 
 uint32_t micros();
 uint32_t millis();
@@ -29,12 +29,17 @@ inline uint8_t digitalPinToInterrupt(uint8_t pin) { return pin; }
 void noInterrupts();
 void interrupts();
 
-#define IRAM_ATTR
+#if defined(ARDUINO_ARCH_ESP32)
+#define SERIAL_8N1 0x800001c
+#endif
 
 class HardwareSerial {
 public:
   explicit HardwareSerial(int number) : number(number) {}
   void begin(uint32_t baud);
+#if defined(ARDUINO_ARCH_ESP32)
+  void begin(uint32_t baud, uint32_t config, int8_t rx, int8_t tx);
+#endif
   int availableForWrite();
   size_t write(const uint8_t *data, size_t size);
   size_t write(uint8_t data) { return write(&data, 1); }
