@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -232,6 +234,14 @@ def test_one_that_computes_is_taken_and_one_that_rounds_otherwise_than_a_bundle_
     provider, _, worst, _, declined = with_openvino(strict, "openvino")
     assert (provider, worst) == (CPU, 0)
     assert declined.startswith("self-test failed: with onnxruntime on openvino this machine's scores differ")
+
+
+def test_what_the_page_about_the_jetson_says_can_be_read() -> None:
+    (block,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs/howto/jetson.md").read_text(), re.MULTILINE | re.DOTALL)
+    data = tomllib.loads(configs.EXAMPLE + block)
+    assert configs.parse(data).runtime.provider == "cuda"
+    kinds = get_args(get_type_hints(configs.RuntimeConfig)["provider"])
+    assert {kind for kind in kinds if kind not in block} == set()
 
 
 def test_the_setting(tmp_path: Path) -> None:
