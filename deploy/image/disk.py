@@ -134,8 +134,11 @@ def configure(system: Path) -> None:
     shutil.copyfile(Path(__file__).parents[2] / "docs/howto/own-image.md", system / "usr/share/doc/amiss/own-image.md")
     inside(system, "systemd-sysusers")
     inside(system, "systemctl", "enable", *UNITS)
-    # Debian's hook, as after a new kernel: kernel, initramfs, device trees and command line go to the boot partition.
-    inside(system, "sh", "-c", "DEB_MAINT_PARAMS=configure /etc/kernel/postinst.d/z50-raspi-firmware")
+    # Debian's hook, as after a new kernel: kernel, initramfs, device trees and command line go to the boot partition. It asks
+    # whether it is in a chroot, which cannot be known without /proc.
+    (system / "tmp" / "ischroot").symlink_to("/usr/bin/true")
+    hook = "PATH=/tmp:$PATH DEB_MAINT_PARAMS=configure exec /etc/kernel/postinst.d/z50-raspi-firmware"
+    inside(system, "sh", "-c", hook)
     # apt's own example: Debian's official sources. What this was built from stays here.
     example = system / "usr/share/doc/apt/examples"
     for old in [system / "etc/apt/sources.list", *(system / "etc/apt/sources.list.d").glob("*")]:
@@ -150,7 +153,7 @@ def configure(system: Path) -> None:
     (system / "etc/resolv.conf").symlink_to("/run/systemd/resolve/stub-resolv.conf")
     # Made at the first start, on each device another one. Empty and not absent: absent, systemd would turn every unit on.
     write(system / "etc/machine-id", "")
-    for path in system.glob("etc/ssh/ssh_host_*"):
+    for path in (*system.glob("etc/ssh/ssh_host_*"), *system.glob("boot/*.dpkg-bak")):
         path.unlink()
     for pattern in ("var/cache/apt/*", "var/lib/apt/lists/*", "var/log/*", "tmp/*", "run/*", "var/cache/ldconfig/*"):
         for path in system.glob(pattern):
@@ -218,8 +221,13 @@ def same_times(system: Path, files: Path, epoch: int) -> None:
 
 def inside(system: Path, *command: str) -> None:
     """By the image's own programs, which are emulated."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
-    run(["chroot", str(system), *command], environment=environment | {"QEMU_CPU": "cortex-a72"})
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "DEBIAN_FRONTEND": "noninteractive",
+        "QEMU_CPU": "cortex-a72",
+    }
+    run(["chroot", str(system), *command], environment=environment)
 
 
 def digest_of(path: Path) -> str:
