@@ -26,6 +26,8 @@ OVERLAY = Path(__file__).with_name("overlay")
 SECTOR = 512
 ALIGN = 4 * 1024 * 1024
 """Erasing a card is done in blocks of about this size; a partition that begins inside one costs twice the wear."""
+UNWANTED = ("wpa_supplicant.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer")
+"""The first is for a desktop, the others write to the card every day and mend nothing."""
 BOOT_BYTES = 256 * 1024 * 1024
 """For two kernels with their initramfs, and bundles."""
 SPARE_BYTES = 192 * 1024 * 1024
@@ -100,12 +102,14 @@ def build(out: Path, deb: Path, *, say: Say, version: str) -> Path:
         system = folder / "root"
         system.mkdir()
         with timed("unpack the root file system", say):
+            started = int(time.time())
             run(["tar", "--zstd", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", str(system), "-xf", str(base)])
+            settle(system, (system / "var/lib/dpkg/status").stat().st_mtime, epoch)
         with timed(f"install {deb.name}", say):
             install(system, deb)
         with timed("lay over, clean up", say):
             configure(system)
-            settle(system, epoch)
+            settle(system, started, epoch)
         with timed("put the disk together", say):
             image = assemble(system, folder, epoch)
         size, packed = image.stat().st_size, folder / f"{name}.zst"
@@ -134,6 +138,7 @@ def configure(system: Path) -> None:
     shutil.copyfile(Path(__file__).parents[2] / "docs/howto/own-image.md", system / "usr/share/doc/amiss/own-image.md")
     inside(system, "systemd-sysusers")
     inside(system, "systemctl", "enable", *UNITS)
+    inside(system, "systemctl", "disable", *UNWANTED)
     # Debian's hook, as after a new kernel: kernel, initramfs, device trees and command line go to the boot partition. It asks
     # whether it is in a chroot, which cannot be known without /proc.
     (system / "tmp" / "ischroot").symlink_to("/usr/bin/true")
@@ -166,10 +171,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, newline="")
 
 
-def settle(system: Path, epoch: int) -> None:
-    """No file is of later than the date of the source."""
+def settle(system: Path, since: float, epoch: int) -> None:
+    """What was made here, and not by who made a package, is of the date of the source. Python's byte code holds on to its
+    source by time, so a package's files keep theirs."""
     for path in (system, *system.rglob("*")):
-        if path.lstat().st_mtime > epoch:
+        if path.lstat().st_mtime >= since:
             os.utime(path, (epoch, epoch), follow_symlinks=False)
 
 
