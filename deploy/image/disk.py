@@ -106,9 +106,9 @@ def build(out: Path, deb: Path, *, say: Say, version: str) -> Path:
             run(["tar", "--zstd", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", str(system), "-xf", str(base)])
             settle(system, (system / "var/lib/dpkg/status").stat().st_mtime, epoch)
         with timed(f"install {deb.name}", say):
-            install(system, deb)
+            install(system, deb, epoch)
         with timed("lay over, clean up", say):
-            configure(system)
+            configure(system, epoch)
             settle(system, started, epoch)
         with timed("put the disk together", say):
             image = assemble(system, folder, epoch)
@@ -125,25 +125,25 @@ def build(out: Path, deb: Path, *, say: Say, version: str) -> Path:
     return done
 
 
-def install(system: Path, deb: Path) -> None:
+def install(system: Path, deb: Path, epoch: int) -> None:
     """Our package, by the image's own dpkg."""
     shutil.copyfile(deb, system / "tmp" / "amiss.deb")
     # Nothing is started here: there is no systemd that runs, and the package's scripts see that.
-    inside(system, "dpkg", "--install", "/tmp/amiss.deb")
+    inside(system, epoch, "dpkg", "--install", "/tmp/amiss.deb")
     (system / "tmp" / "amiss.deb").unlink()
 
 
-def configure(system: Path) -> None:
+def configure(system: Path, epoch: int) -> None:
     run(["cp", "-r", "--no-preserve=ownership,timestamps", f"{OVERLAY}/.", str(system)])
     shutil.copyfile(Path(__file__).parents[2] / "docs/howto/own-image.md", system / "usr/share/doc/amiss/own-image.md")
-    inside(system, "systemd-sysusers")
-    inside(system, "systemctl", "enable", *UNITS)
-    inside(system, "systemctl", "disable", *UNWANTED)
+    inside(system, epoch, "systemd-sysusers")
+    inside(system, epoch, "systemctl", "enable", *UNITS)
+    inside(system, epoch, "systemctl", "disable", *UNWANTED)
     # Debian's hook, as after a new kernel: kernel, initramfs, device trees and command line go to the boot partition. It asks
     # whether it is in a chroot, which cannot be known without /proc.
     (system / "tmp" / "ischroot").symlink_to("/usr/bin/true")
     hook = "PATH=/tmp:$PATH DEB_MAINT_PARAMS=configure exec /etc/kernel/postinst.d/z50-raspi-firmware"
-    inside(system, "sh", "-c", hook)
+    inside(system, epoch, "sh", "-c", hook)
     # apt's own example: Debian's official sources. What this was built from stays here.
     example = system / "usr/share/doc/apt/examples"
     for old in [system / "etc/apt/sources.list", *(system / "etc/apt/sources.list.d").glob("*")]:
@@ -158,6 +158,10 @@ def configure(system: Path) -> None:
     (system / "etc/resolv.conf").symlink_to("/run/systemd/resolve/stub-resolv.conf")
     # Made at the first start, on each device another one. Empty and not absent: absent, systemd would turn every unit on.
     write(system / "etc/machine-id", "")
+    # What systemd would make anew at the first start because /usr is newer was made here by the packages.
+    for folder in ("etc", "var"):
+        write(system / folder / ".updated", f"TIMESTAMP_NSEC={epoch}000000000\n")
+    os.utime(system / "usr")
     for path in (*system.glob("etc/ssh/ssh_host_*"), *system.glob("boot/*.dpkg-bak")):
         path.unlink()
     for pattern in ("var/cache/apt/*", "var/lib/apt/lists/*", "var/log/*", "tmp/*", "run/*", "var/cache/ldconfig/*"):
@@ -225,13 +229,14 @@ def same_times(system: Path, files: Path, epoch: int) -> None:
     run(["debugfs", "-w", "-f", "-", str(files)], stdin="\n".join(commands))
 
 
-def inside(system: Path, *command: str) -> None:
+def inside(system: Path, epoch: int, *command: str) -> None:
     """By the image's own programs, which are emulated."""
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
         "DEBIAN_FRONTEND": "noninteractive",
         "QEMU_CPU": "cortex-a72",
+        "SOURCE_DATE_EPOCH": str(epoch),
     }
     run(["chroot", str(system), *command], environment=environment)
 

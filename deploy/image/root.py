@@ -35,7 +35,7 @@ PACKAGES = (
     "firmware-brcm80211",
     "wireless-regdb",
     "wpasupplicant",
-    "cloud-guest-utils",
+    "fdisk",
     "e2fsprogs",
     "dosfstools",
     "iproute2",
@@ -82,9 +82,14 @@ def key() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def kept(folder: Path | None = None) -> Path:
+    """Where it is, if it was made."""
+    return (folder or home()) / f"{SUITE}-{ARCHITECTURE}-{key()}.tar.zst"
+
+
 def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
     """The archive; made when it is not there. Raises `ImageError`."""
-    archive = (folder or home()) / f"{SUITE}-{ARCHITECTURE}-{key()}.tar.zst"
+    archive = kept(folder)
     if archive.exists():
         return archive
     if os.geteuid() != 0:
