@@ -6,7 +6,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from deploy.image import boot, disk
+from deploy.image import boot, disk, root
 from deploy.image.root import ImageError, run
 from edge.errors import AmissError
 
@@ -26,9 +26,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--board", choices=("virt", "raspi3b"), default="virt", help="QEMU's own or a Raspberry Pi 3 (default: virt)"
     )
     start.add_argument("--folder", type=Path, help="keep the card here, and go on with it the next time")
+    commands.add_parser("kept", help="is the root file system there, so that building takes minutes? exit code 1: no")
     options = parser.parse_args(arguments)
     if options.command == "build":
         print(made(options.out, options.deb))
+    elif options.command == "kept":
+        archive = root.kept()
+        print(archive)
+        sys.exit(0 if archive.exists() else 1)
     else:
         started(options.image, options.files, options.board, options.folder)
 

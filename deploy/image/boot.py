@@ -148,7 +148,9 @@ class Guest:
             *("-netdev", "user,id=net"),
             *("-chardev", f"socket,id=cable,path={self._cable},server=on,wait=off"),
         ]
+        # As in the image's own command line; and what takes a board a second takes this one a minute, on a busy computer two.
         said = "root=LABEL=rootfs rw rootwait systemd.show_status=1 systemd.log_color=0"
+        said += " systemd.default_device_timeout_sec=900 systemd.default_timeout_start_sec=900"
         if self.board == "virt":
             # Never QEMU's default processor: with the SVE of its version 7.2 int8 comes out wrong.
             return [

@@ -26,6 +26,8 @@ OVERLAY = Path(__file__).with_name("overlay")
 SECTOR = 512
 ALIGN = 4 * 1024 * 1024
 """Erasing a card is done in blocks of about this size; a partition that begins inside one costs twice the wear."""
+UNWANTED = ("wpa_supplicant.service", "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer")
+"""The first is for a desktop, the others write to the card every day and mend nothing."""
 BOOT_BYTES = 256 * 1024 * 1024
 """For two kernels with their initramfs, and bundles."""
 SPARE_BYTES = 192 * 1024 * 1024
@@ -100,12 +102,14 @@ def build(out: Path, deb: Path, *, say: Say, version: str) -> Path:
         system = folder / "root"
         system.mkdir()
         with timed("unpack the root file system", say):
+            started = int(time.time())
             run(["tar", "--zstd", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-C", str(system), "-xf", str(base)])
+            settle(system, (system / "var/lib/dpkg/status").stat().st_mtime, epoch)
         with timed(f"install {deb.name}", say):
-            install(system, deb)
+            install(system, deb, epoch)
         with timed("lay over, clean up", say):
-            configure(system)
-            settle(system, epoch)
+            configure(system, epoch)
+            settle(system, started, epoch)
         with timed("put the disk together", say):
             image = assemble(system, folder, epoch)
         size, packed = image.stat().st_size, folder / f"{name}.zst"
@@ -121,21 +125,25 @@ def build(out: Path, deb: Path, *, say: Say, version: str) -> Path:
     return done
 
 
-def install(system: Path, deb: Path) -> None:
+def install(system: Path, deb: Path, epoch: int) -> None:
     """Our package, by the image's own dpkg."""
     shutil.copyfile(deb, system / "tmp" / "amiss.deb")
     # Nothing is started here: there is no systemd that runs, and the package's scripts see that.
-    inside(system, "dpkg", "--install", "/tmp/amiss.deb")
+    inside(system, epoch, "dpkg", "--install", "/tmp/amiss.deb")
     (system / "tmp" / "amiss.deb").unlink()
 
 
-def configure(system: Path) -> None:
+def configure(system: Path, epoch: int) -> None:
     run(["cp", "-r", "--no-preserve=ownership,timestamps", f"{OVERLAY}/.", str(system)])
     shutil.copyfile(Path(__file__).parents[2] / "docs/howto/own-image.md", system / "usr/share/doc/amiss/own-image.md")
-    inside(system, "systemd-sysusers")
-    inside(system, "systemctl", "enable", *UNITS)
-    # Debian's hook, as after a new kernel: kernel, initramfs, device trees and command line go to the boot partition.
-    inside(system, "sh", "-c", "DEB_MAINT_PARAMS=configure /etc/kernel/postinst.d/z50-raspi-firmware")
+    inside(system, epoch, "systemd-sysusers")
+    inside(system, epoch, "systemctl", "enable", *UNITS)
+    inside(system, epoch, "systemctl", "disable", *UNWANTED)
+    # Debian's hook, as after a new kernel: kernel, initramfs, device trees and command line go to the boot partition. It asks
+    # whether it is in a chroot, which cannot be known without /proc.
+    (system / "tmp" / "ischroot").symlink_to("/usr/bin/true")
+    hook = "PATH=/tmp:$PATH DEB_MAINT_PARAMS=configure exec /etc/kernel/postinst.d/z50-raspi-firmware"
+    inside(system, epoch, "sh", "-c", hook)
     # apt's own example: Debian's official sources. What this was built from stays here.
     example = system / "usr/share/doc/apt/examples"
     for old in [system / "etc/apt/sources.list", *(system / "etc/apt/sources.list.d").glob("*")]:
@@ -150,7 +158,11 @@ def configure(system: Path) -> None:
     (system / "etc/resolv.conf").symlink_to("/run/systemd/resolve/stub-resolv.conf")
     # Made at the first start, on each device another one. Empty and not absent: absent, systemd would turn every unit on.
     write(system / "etc/machine-id", "")
-    for path in system.glob("etc/ssh/ssh_host_*"):
+    # What systemd would make anew at the first start because /usr is newer was made here by the packages.
+    for folder in ("etc", "var"):
+        write(system / folder / ".updated", f"TIMESTAMP_NSEC={epoch}000000000\n")
+    os.utime(system / "usr")
+    for path in (*system.glob("etc/ssh/ssh_host_*"), *system.glob("boot/*.dpkg-bak")):
         path.unlink()
     for pattern in ("var/cache/apt/*", "var/lib/apt/lists/*", "var/log/*", "tmp/*", "run/*", "var/cache/ldconfig/*"):
         for path in system.glob(pattern):
@@ -163,10 +175,11 @@ def write(path: Path, text: str) -> None:
     path.write_text(text, newline="")
 
 
-def settle(system: Path, epoch: int) -> None:
-    """No file is of later than the date of the source."""
+def settle(system: Path, since: float, epoch: int) -> None:
+    """What was made here, and not by who made a package, is of the date of the source. Python's byte code holds on to its
+    source by time, so a package's files keep theirs."""
     for path in (system, *system.rglob("*")):
-        if path.lstat().st_mtime > epoch:
+        if path.lstat().st_mtime >= since:
             os.utime(path, (epoch, epoch), follow_symlinks=False)
 
 
@@ -216,10 +229,16 @@ def same_times(system: Path, files: Path, epoch: int) -> None:
     run(["debugfs", "-w", "-f", "-", str(files)], stdin="\n".join(commands))
 
 
-def inside(system: Path, *command: str) -> None:
+def inside(system: Path, epoch: int, *command: str) -> None:
     """By the image's own programs, which are emulated."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
-    run(["chroot", str(system), *command], environment=environment | {"QEMU_CPU": "cortex-a72"})
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "DEBIAN_FRONTEND": "noninteractive",
+        "QEMU_CPU": "cortex-a72",
+        "SOURCE_DATE_EPOCH": str(epoch),
+    }
+    run(["chroot", str(system), *command], environment=environment)
 
 
 def digest_of(path: Path) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ PACKAGES = (
     "firmware-brcm80211",
     "wireless-regdb",
     "wpasupplicant",
-    "cloud-guest-utils",
+    "fdisk",
     "e2fsprogs",
     "dosfstools",
     "iproute2",
@@ -55,6 +56,8 @@ LEFT_OUT = (
     "path-include=/usr/share/doc/amiss*",
 )
 """dpkg's; nobody reads manuals on a device without a screen. They stay in force on the device."""
+INITRAMFS = '--customize-hook=chroot "$1" update-initramfs -c -k all'
+"""Once and last ($INITRD keeps the kernel's package from it): under emulation it takes longer than anything else."""
 TOOLS = ("mmdebstrap", "qemu-aarch64-static", "mke2fs", "mkfs.vfat", "mcopy", "sfdisk", "zstd", "debugfs", "dpkg", "chroot")
 CURE = "sudo apt-get install -y mmdebstrap qemu-user-static mtools dosfstools fdisk zstd e2fsprogs arch-test"
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
@@ -75,13 +78,18 @@ def home() -> Path:
 
 
 def key() -> str:
-    text = repr((SUITE, ARCHITECTURE, COMPONENTS, sorted(PACKAGES), LEFT_OUT))
+    text = repr((SUITE, ARCHITECTURE, COMPONENTS, sorted(PACKAGES), LEFT_OUT, INITRAMFS))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def kept(folder: Path | None = None) -> Path:
+    """Where it is, if it was made."""
+    return (folder or home()) / f"{SUITE}-{ARCHITECTURE}-{key()}.tar.zst"
 
 
 def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
     """The archive; made when it is not there. Raises `ImageError`."""
-    archive = (folder or home()) / f"{SUITE}-{ARCHITECTURE}-{key()}.tar.zst"
+    archive = kept(folder)
     if archive.exists():
         return archive
     if os.geteuid() != 0:
@@ -96,10 +104,11 @@ def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
         run(
             [
                 *("mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={ARCHITECTURE}", *options),
-                *(f"--include={','.join(PACKAGES)}", SUITE, str(draft), "-"),
+                *(INITRAMFS, f"--include={','.join(PACKAGES)}", SUITE, str(draft), "-"),
             ],
             stdin=sources(),
-            environment={"SOURCE_DATE_EPOCH": "0"},
+            # Files of packages have times of their own; all others get this one, by which `disk` knows them again.
+            environment={"SOURCE_DATE_EPOCH": str(int(time.time())), "INITRD": "No"},
             show=True,
         )
         packed = archive.with_suffix(f".{os.getpid()}")
