@@ -12,7 +12,7 @@ from edge.config import UpdateConfig
 from edge.updating.ring import Ring
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")], key=str)
+DOCUMENTS = sorted([*(ROOT / "docs").rglob("*.md"), *(ROOT / "firmware-configs").rglob("*.md"), *ROOT.glob("*.md")], key=str)
 
 
 def anchors(document: Path) -> set[str]:

@@ -98,8 +98,7 @@ def examine(
     attempt("state folder", lambda: _state(config, folder, host, agent, quick, wall))
     for name, stream in config.streams.items():
         if not quick:
-            parity = stream.modbus.parity if stream.modbus else "none"
-            attempt(f"pins of {name}", partial(machine.pins, host, stream.port, stream.baud, parity))
+            attempt(f"port of {name}", partial(_around, stream, f"port of {name}", host))
         attempt(f"port of {name}", partial(_port, config, name, bundles, host, agent, quick))
     if not quick:
         attempt("ports", lambda: machine.grabbers(host))
@@ -347,12 +346,9 @@ def _port(
     stream, what = config.streams[name], f"port of {name}"
     ports = Ports(host.root / "sys", host.root / "dev")
     device = ports.resolve(stream.port)
-    beside = [] if quick else [*_lasting(what, stream.port, device, ports), *machine.console(host, device)]
-    if not quick and Path(device).exists() and not Path(device).resolve().is_relative_to("/dev/pts"):
-        beside += machine.rights(Path(device))
     others = host.holders(Path(device)) if Path(device).exists() else []
     if agent is not None and any(other.pid == agent.pid for other in others):
-        return [ok(what, f"{device} is read by {agent}"), *beside]
+        return [ok(what, f"{device} is read by {agent}")]
     if others:
         first = others[0]
         raise SourceLostError(
@@ -361,7 +357,7 @@ def _port(
     if not bundles:
         if not Path(device).exists():
             raise SourceLostError(f"{stream.port}: no such port; {ports.hint()}")
-        return [ok(what, f"{device} is there; what it sends cannot be read without a model"), *beside]
+        return [ok(what, f"{device} is there; what it sends cannot be read without a model")]
     bundle = bundles[0]
     listening = msgspec.structs.replace(stream, silence_s=max(LISTEN_S, 3 / bundle.manifest.rate_hz))
     with closing(port_source(listening, bundle.channels, bundle.manifest.rate_hz)) as source:
@@ -375,11 +371,25 @@ def _port(
         except SourceLostError as error:
             if quick or not isinstance(source, SerialSource) or not source.received:
                 raise
-            return [_garbage(what, stream, bundle, error), *beside]
+            return [_garbage(what, stream, bundle, error)]
     damaged = f", {source.corrupt} damaged: {source.trouble}" if source.corrupt else ""
     without = [channel for channel, there in zip(bundle.channels, seen, strict=True) if not there]
     absent = f", but no value of {', '.join(without)}" if without else ""
-    return [ok(what, f"{stream.port} delivers {stream.format} of {len(seen)} channels{absent}{damaged}"), *beside]
+    return [ok(what, f"{stream.port} delivers {stream.format} of {len(seen)} channels{absent}{damaged}")]
+
+
+def _around(stream: StreamConfig, what: str, host: Host) -> list[Finding]:
+    """What is wrong with a port apart from what comes over it."""
+    ports, parity = Ports(host.root / "sys", host.root / "dev"), stream.modbus.parity if stream.modbus else "none"
+    found = machine.pins(host, stream.port, stream.baud, parity)
+    try:
+        device = ports.resolve(stream.port)
+    except SourceLostError:  # to be told when it is opened
+        return found
+    found += [*_lasting(what, stream.port, device, ports), *machine.console(host, device)]
+    if Path(device).exists() and not Path(device).resolve().is_relative_to("/dev/pts"):
+        found += machine.rights(Path(device))
+    return found
 
 
 def _garbage(what: str, stream: StreamConfig, bundle: Bundle, error: SourceLostError) -> Finding:

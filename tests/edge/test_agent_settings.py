@@ -165,3 +165,20 @@ def test_a_start_proves_its_model_once(tmp_path: Path, monkeypatch: pytest.Monke
         assert proven == [started.bundle.digest]
         assert started._updates is not None
         assert started._updates.progress.digest == started.bundle.digest
+
+
+def test_a_provider_that_is_absent_does_not_keep_the_agent_from_watching(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with agent(tmp_path, runtime={"provider": "cuda"}) as started:
+        info = started.info()
+    assert (info.backend, info.provider) == ("onnxruntime", "cpu")
+    assert info.config["runtime"]["provider"] == "cuda"
+    assert len([one for one in caplog.records if "has no cuda" in one.message and one.levelno == logging.WARNING]) == 1
+
+
+def test_a_pushed_model_goes_to_the_provider_by_the_same_rules(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = {"update": {"repository": str(tmp_path), "root": "/none"}, "runtime": {"provider": "cuda"}}
+    with agent(tmp_path, **data) as started:
+        assert started.info().provider == "cpu"
+        assert "has no cuda" in caplog.text, "the factory's model, through the store"

@@ -15,7 +15,7 @@ from edge.testing import split
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "firmware-configs" / "arduino" / "amiss" / "src"
-STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror")
+STRICT = ("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-fsanitize=undefined", "-fno-sanitize-recover=all")
 
 
 class Library:

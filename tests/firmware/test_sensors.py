@@ -81,24 +81,25 @@ def load(folder: Path) -> Sensor:
     return profiles.load(f"{folder}/sensor.toml")
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_the_line_carries_it_and_what_is_said_of_that_is_so(folder: Path) -> None:
-    """Bits of the capture over its seconds; ten bits to a byte."""
+def taken(folder: Path) -> tuple[float, float]:
+    """Which part of its line a sensor takes: as sensor.toml says in a comment, and by the capture, ten bits to a byte."""
     sensor = load(folder)
-    found = expected(folder, sensor)
     said = re.search(rf"^baud = {sensor.baud} .*?([\d.]+) % of it", (folder / "sensor.toml").read_text(), re.MULTILINE)
     assert said, "sensor.toml says in a comment behind `baud` how much of it is taken"
-    assert float(said[1]) / 100 <= MOST_OF_A_LINE
-    first = int(np.argmin(found.places))  # after a restart places begin anew
-    seconds = max(int(found.places[-1]) - int(found.places[first]) + 1, int(found.places.max()) + 1) / sensor.rate_hz
-    share = 10 * len((folder / "capture.bin").read_bytes()) / seconds / sensor.baud
-    if folder.name not in OTHERS_ON_THE_LINE:
-        assert share == pytest.approx(float(said[1]) / 100, rel=0.15)
-    assert share <= MOST_OF_A_LINE
+    places = expected(folder, sensor).places
+    seconds = (int(np.abs(np.diff(places)).sum()) + 1) / sensor.rate_hz
+    return float(said[1]) / 100, 10 * len((folder / "capture.bin").read_bytes()) / seconds / sensor.baud
 
 
 OTHERS_ON_THE_LINE = {"wind-nmea", "bme280"}
-"""… in whose captures there is more than the sensor, or less of it."""
+"""… in whose captures there is more than the sensor's samples, or time that was set back."""
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_the_line_carries_it_and_what_is_said_of_that_is_so(folder: Path) -> None:
+    said, share = taken(folder)
+    assert max(said, share) <= MOST_OF_A_LINE
+    assert folder.name in OTHERS_ON_THE_LINE or share == pytest.approx(said, rel=0.15)
 
 
 def test_the_captures_are_those_that_are_made() -> None:
@@ -164,6 +165,12 @@ def test_a_folder_that_is_wrong_is_told(file: str, old: str, new: str, says: str
     spoil(folder / file, old, new)
     phrases = trouble(folder)
     assert any(re.search(says, phrase) for phrase in phrases), phrases
+
+
+def test_a_line_that_is_too_slow_is_told(tmp_path: Path) -> None:
+    folder = copy(tmp_path)
+    spoil(folder / "sensor.toml", "baud = 115200", "baud = 57600")
+    assert taken(folder)[1] > 1
 
 
 @pytest.mark.parametrize("name", ["adxl345", "wind-nmea", "sdm630"])

@@ -24,6 +24,8 @@ SENSORS = HERE.parents[1] / "firmware-configs" / "sensors"
 LIBRARY = HERE.parents[1] / "firmware-configs" / "arduino" / "amiss" / "src"
 SKETCHES = sorted(path for path in SENSORS.glob("*/*.ino"))
 STRICT = ("-Wall", "-Wextra", "-Werror", f"-I{HERE / 'stand_in'}", f"-I{LIBRARY}", "-include", "Arduino.h")
+CAREFUL = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+"""An index too far, a shift too wide, an overflow: on a microcontroller none of them is noticed."""
 BOOT_US = 2**32 - 300_000
 """micros() when the simulation begins: its 32 bits are over 0.3 s later."""
 BOARDS = {
@@ -96,7 +98,7 @@ class Bench:
     def _object(self, key: str, *sources: str | Path, link: bool = False) -> Path:
         if key not in self._made:
             made = self._folder / f"{len(self._made)}{'' if link else '.o'}"
-            command = ["g++", "-std=c++17", *STRICT, f"-I{HERE}", *([] if link else ["-c"]), *sources, "-o", made]
+            command = ["g++", "-std=c++17", *STRICT, *CAREFUL, f"-I{HERE}", *([] if link else ["-c"]), *sources, "-o", made]
             done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
             self._made[key] = made
@@ -368,12 +370,13 @@ def test_a_wrong_sketch_is_noticed(name: str, right: str, wrong: str, tmp_path: 
     [
         ("  delay(1);", "delay() in loop()"),
         ("  uint8_t zeros[99] = {0}; Serial.write(zeros, 99);", "a write that has to wait"),
+        ("  static uint8_t few[2]; volatile uint8_t i = 5; Serial.write(few[i]);", "index 5 out of bounds"),
     ],
 )
-def test_a_sketch_that_sleeps_or_waits_is_noticed(line: str, says: str, tmp_path: Path, bench: Bench) -> None:
+def test_a_sketch_that_sleeps_waits_or_reaches_too_far_is_noticed(line: str, says: str, tmp_path: Path, bench: Bench) -> None:
     sketch = tmp_path / "adxl345.ino"
     text = (SENSORS / "adxl345" / "adxl345.ino").read_text()
     sketch.write_text(text.replace("void loop() {\n", f"void loop() {{\n{line}\n"))
     done = subprocess.run([bench.program("adxl345", sketch), "1"], capture_output=True, text=True)
-    assert done.returncode == 3
+    assert done.returncode != 0
     assert says in done.stderr

@@ -12,14 +12,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import paho.mqtt.publish as publish
 import pytest
 import trustme
 from mosquitto import Authority, Listener, Mosquitto, executable, until
 from scripted import Scripted, puback
 from small_bundle import build
+from small_bundle import members as small_members
 
 from deploy.machine import SerialPort
+from edge.bundle import write_bundle
 from edge.delivery import rights, topics
 from edge.delivery.outbox import Outbox, look
 from edge.errors import AmissError, ConfigError, StorageError
@@ -505,3 +508,69 @@ def test_the_model_that_was_pushed_is_the_one_that_counts(tmp_path: Path, bundle
         assert "number 3 cannot be used" in found["models"].message
         assert "start the agent" in found["models"].repair
         assert digest[:16] not in found["model"].message
+
+
+# What belongs to boards: the probes are in test_host.py, here they are asked.
+
+
+class Troubled(Sandbox):
+    """The sandbox, with files of a board in trouble before its own, and answers of a Python that loads libraries."""
+
+    def __init__(self, files: dict[str, str], loads: str = "") -> None:
+        super().__init__()
+        self._files, self.run = files, lambda command: loads if "-c" in command else ""
+
+    def text(self, path: str) -> str:
+        return self._files.get(path) or super().text(path)
+
+
+def test_the_doctor_asks_what_is_particular_about_boards(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(path: Path, host: Host) -> dict[str, Finding]:
+        return by_what(examine(path, host=host, environ={}))
+
+    port = tmp_path / "ttyTHS1"
+    port.touch(mode=0o600)
+    config = device(tmp_path, bundle, port)
+    pi = {"proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4", "proc/mounts": f"none {tmp_path} tmpfs rw 0 0"}
+    found = ask(config, Troubled(pi))
+    assert "is kept in memory" in found["disk"].message
+    assert "may not open it" in found["right to ttyTHS1"].message
+    assert (found["board"].severity, found["board"].message) == ("ok", "Raspberry Pi 4 Model B Rev 1.4 (raspberry-pi-4)")
+    well = ask(config, Sandbox())
+    assert well["disk"].severity == "ok", "the control"
+    assert not {"board", "wheels", "pins of serial0"} & well.keys()
+
+    pins = ask(device(tmp_path, bundle, "/dev/serial0"), Troubled(pi))["pins of serial0"]
+    assert "do_serial_hw" in pins.repair
+
+    dies = Troubled({}, "loading onnxruntime\n")
+    found = ask(config, dies)
+    assert (found["wheels"].severity, "model" in found) == ("fault", False), "it would end this process, too"
+    broken = ask(config, Troubled({}, "loading onnxruntime\nloaded onnxruntime\tinvalid ELF header\n"))
+    assert broken["wheels"].exit_code == 65
+    assert broken["model"].severity == "ok"
+
+
+def test_two_onnx_runtimes_in_one_folder(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = device(tmp_path, bundle, tmp_path / "none")
+    assert doctor(config)["software"].severity == "ok"
+    info = tmp_path / "site/onnxruntime_gpu-1.31.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = doctor(config)["software"]
+    assert (found.severity, found.message) == (
+        "warning",
+        "onnxruntime and onnxruntime-gpu are both installed, in the same folder",
+    )
+
+
+def test_a_model_for_another_board(tmp_path: Path) -> None:
+    manifest, members = small_members(windows=200)
+    write_bundle(tmp_path / "b.amiss", msgspec.structs.replace(manifest, target="raspberry-pi-5"), members)
+    config = device(tmp_path, tmp_path / "b.amiss", tmp_path / "none")
+    for model, severity in (("Raspberry Pi 3 Model B", "warning"), ("Raspberry Pi 5 Model B Rev 1.0", "ok")):
+        host = Troubled({"proc/device-tree/model": model})
+        found = by_what(examine(config, host=host, environ={}))["board"]
+        assert found.severity == severity, model
+    assert "board" not in doctor(config)

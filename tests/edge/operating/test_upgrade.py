@@ -13,7 +13,7 @@ import pytest
 from bad_models import BAD, packed
 
 from edge.bundle import Bundle
-from edge.config import AlarmConfig, DeviceConfig, MqttConfig, StreamConfig, UpdateConfig
+from edge.config import AlarmConfig, DeviceConfig, MqttConfig, RuntimeConfig, StreamConfig, UpdateConfig
 from edge.errors import BundleError, ConfigError, NoInputError, SinkUnavailableError
 from edge.operating import upgrade
 from edge.operating.requests import RefusedError
@@ -232,6 +232,15 @@ def test_what_was_set_meanwhile_keeps_no_model_from_being_taken_back(models: Mod
     for pump in pumps.values():
         assert pump.replaced == [(serving.digest, {"head": None, "back": True, "alarm": AlarmConfig()})]
     assert "as the configuration says again: alarm.p_value = 1e-09 cannot be told" in caplog.text
+
+
+def test_the_next_model_is_handed_to_the_provider_as_well(models: Models, caplog: pytest.LogCaptureFixture) -> None:
+    put(models, 1)
+    made, pumps = device(models, "a")
+    pumps["a"].bundle = made._bundle
+    made._config = msgspec.structs.replace(made._config, runtime=RuntimeConfig(provider="cuda"))
+    made.run(models.serve())
+    assert [one.message for one in caplog.records if "has no cuda" in one.message]
 
 
 def test_one_that_did_not_come_to_run_everywhere_leaves_no_head_behind(models: Models) -> None:

@@ -1,5 +1,6 @@
 """`runtime.provider`: what ONNX Runtime really does is asked, and nothing that computes something else is taken."""
 
+import contextlib
 import json
 import logging
 import os
@@ -167,6 +168,25 @@ def test_a_model_that_is_broken_is_the_models_fault(capfd: pytest.CaptureFixture
         with pytest.raises(BundleError, match="cannot load the model"):
             onnx_session(b"no model", provider)
     assert capfd.readouterr().out == "", "stdout is for data, and ONNX Runtime's own fallback prints to it"
+
+
+def test_its_own_falling_back_is_turned_off(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """As TensorRT's provider fails without its libraries: stdout is for data, and ONNX Runtime prints to it."""
+    real = onnxruntime.InferenceSession._create_inference_session
+
+    def fails(self: object, providers: list[object], *more: object) -> None:
+        if len(providers) > 1:
+            raise RuntimeError("Please install TensorRT libraries")
+        real(self, providers, *more)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fails)
+    assert Bundle.open(GOLDEN, provider="cuda").backend.provider == CPU
+    with pytest.raises(BundleError, match="Please install"):
+        onnx_session(small_bundle.graph(), "azure")
+    assert capfd.readouterr().out == ""
+    with contextlib.suppress(AttributeError):  # its next step wants what only the real one leaves behind
+        onnxruntime.InferenceSession(small_bundle.graph(), providers=["AzureExecutionProvider", "CPUExecutionProvider"])
+    assert "EP Error" in capfd.readouterr().out, "the control"
 
 
 def test_what_tensorrt_is_told() -> None:
