@@ -127,7 +127,9 @@ def _say_version(said: bool) -> None:
 
 @app.callback()
 def front(
-    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
