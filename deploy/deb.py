@@ -43,6 +43,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux201
 EXTRAS = ("update", "modbus")
 """What a device may need though not every one does: who installs a package has no pip to add it with."""
 LIB = "usr/lib/amiss"
+SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 UNIT = "usr/lib/systemd/system/amiss.service"
 
 UNUSED = (
@@ -258,14 +259,14 @@ def _control(target: Target, root: Path, released: str) -> None:
     }
     (into / "md5sums").write_text("".join(sums))
     (into / "conffiles").write_text("/etc/default/amiss\n")
-    for name in ("control", "postinst", "prerm", "postrm"):
+    for name in ("control", *SCRIPTS):
         text = re.sub("@([A-Z]+)@", lambda found: fill[found[1]], (DEBIAN / name).read_text())
         _put(into / name, text)
 
 
 def _settle(root: Path, epoch: int) -> None:
     """Rights and times as they are to be, whatever pip and this user's umask made of them."""
-    programs = {root / "usr/bin/amiss", *(root / "DEBIAN" / name for name in ("postinst", "prerm", "postrm"))}
+    programs = {root / "usr/bin/amiss", *(root / "DEBIAN" / name for name in SCRIPTS)}
     for path in sorted(root.rglob("*"), reverse=True):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path in programs else 0o644)

@@ -178,7 +178,7 @@ install_all() {
 			cp "$here/$rules" "/etc/udev/rules.d/$rules"
 			if [ -d /run/udev ] && has udevadm; then
 				udevadm control --reload || true
-				udevadm trigger --subsystem-match=tty --action=change || true
+				udevadm trigger --action=change --subsystem-match=usb --subsystem-match=tty || true
 			fi
 		fi
 		with_systemd daemon-reload

@@ -111,7 +111,9 @@ def test_the_time_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_kept_is_not_shipped() -> None:
     """dpkg asks about a conffile that was there before it: device.toml is often written before the package is installed."""
-    scripts = {name: re.sub("echo .*", "", (deb.DEBIAN / name).read_text()) for name in ("postinst", "prerm", "postrm")}
+    scripts = {
+        name: re.sub("echo .*", "", (deb.DEBIAN / name).read_text()) for name in ("preinst", "postinst", "prerm", "postrm")
+    }
     assert not [name for name, text in scripts.items() if re.search(r"(>|cp|mv|install|rm -rf?) +\S*/etc/amiss", text)]
     for text in scripts.values():
         assert text.startswith("#!/bin/sh\nset -e\n")

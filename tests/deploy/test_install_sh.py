@@ -166,6 +166,6 @@ def test_half_of_it_does_nothing(share: float, tmp_path: Path) -> None:
 def test_shellcheck_has_no_objection() -> None:
     tool = shutil.which("shellcheck")
     assert tool, "shellcheck is not installed: apt-get install shellcheck"
-    scripts = [SCRIPT, *(SCRIPT.parent / "debian" / name for name in ("postinst", "prerm", "postrm", "launcher"))]
+    scripts = [SCRIPT, *(SCRIPT.parent / "debian" / name for name in ("preinst", "postinst", "prerm", "postrm", "launcher"))]
     done = subprocess.run([tool, *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -21,7 +21,7 @@ CPUINFO = (
 )
 """A Raspberry Pi 3's. The host's makes ONNX Runtime for Arm crash, and QEMU's default processor computes int8 wrong."""
 INCLUDE = {
-    "amd64": ("python3", "python3-venv", "libstdc++6", "systemd", "udev"),
+    "amd64": ("python3", "python3-venv", "libstdc++6", "systemd", "udev", "procps"),
     "arm64": oci.INCLUDE,  # configured under emulation, which takes minutes: once for both
 }
 TIMEOUT_S = 900.0
@@ -36,6 +36,7 @@ class Chroot:
             archive.extractall(folder, filter="fully_trusted")
         # Nothing is fetched from inside: what a package needs beyond this must not be missed by chance.
         (folder / "etc/apt/sources.list").unlink()
+        self.write("/etc/apt/apt.conf.d/99yes", 'APT::Get::Assume-Yes "true";\n')
         self._cpuinfo = folder.with_suffix(".cpuinfo")
         self._cpuinfo.write_text(CPUINFO)
 
@@ -49,6 +50,7 @@ class Chroot:
             "HOME": "/root",
             "LC_ALL": "C.UTF-8",
             "DEBIAN_FRONTEND": "noninteractive",
+            "SYSTEMD_LOG_TARGET": "console",
             "QEMU_CPU": "cortex-a53",
             "CPUINFO": str(self._cpuinfo) if self.architecture == "arm64" else "",
             **(more or {}),

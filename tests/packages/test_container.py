@@ -132,9 +132,8 @@ def test_it_scores_on_a_root_that_cannot_be_written(filesystem: tuple[str, Path]
 
 def test_nothing_else_can_be_written(filesystem: tuple[str, Path], device: Path, state: Path) -> None:
     """Nor gives any program more rights than it was started with."""
-    done = inside(
-        filesystem, device, state, "sh", "-c", "id -u; id -g; touch /var/lib/amiss/x /tmp/x && touch /usr/x /etc/amiss/x"
-    )
+    tried = "id -u; id -g; touch /var/lib/amiss/x /tmp/x && touch /usr/x /etc/amiss/x"
+    done = inside(filesystem, device, state, "sh", "-c", tried)
     assert done.stdout.split() == ["65532", "20"]
     assert done.returncode != 0
     assert done.stderr.count("cannot touch") == 2, done.stderr
