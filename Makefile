@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 packages soak check bench bench-detect bench-fleet dist format clean mosquitto chromium systemd strace shellcheck chroots postgresql qemu
+.PHONY: demo test arm64 packages soak check bench bench-detect bench-fleet dist format clean mosquitto chromium systemd strace shellcheck zstd chroots postgresql qemu
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done $(VENV)/openvino/.done $(VENV)/cloud-init/.done mosquitto chromium systemd strace shellcheck postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done $(VENV)/openvino/.done $(VENV)/cloud-init/.done mosquitto chromium systemd strace shellcheck zstd postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -103,7 +103,7 @@ $(VENV)/openvino/.done: $(VENV)/.dev
 	@touch $@
 
 # Debian's packages: as root they are installed, others are told how.
-mosquitto chromium strace shellcheck:
+mosquitto chromium strace shellcheck zstd:
 	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
