@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers packages dist shellcheck chroots image image-boot qemu-system
+.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers packages dist shellcheck zstd chroots image image-boot qemu-system
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,7 +15,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql compilers shellcheck $(VENV)/openvino/.done $(VENV)/cloud-init/.done  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql compilers shellcheck zstd $(VENV)/openvino/.done $(VENV)/cloud-init/.done  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
@@ -115,7 +115,7 @@ debian = PATH="$$PATH:/usr/sbin:/sbin"; ( $(2) ) >/dev/null 2>&1 && exit 0; \
 	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends $(1) >/dev/null; \
 	else echo "$@ wants Debian's packages: sudo apt-get install -y $(1)" >&2; exit 1; fi
 
-mosquitto strace shellcheck:
+mosquitto strace shellcheck zstd:
 	@$(call debian,$@,command -v $@)
 
 chromium:

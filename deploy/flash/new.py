@@ -145,7 +145,9 @@ def lines(prepared: Prepared, place: Path, *, on_card: bool) -> list[str]:
         f"{len(steps) + 1}. After some minutes amiss/{node}/availability on the broker says online{reach}. If not: "
         "amiss/first-boot.txt on the card says why."
     )
-    return [f"{place}: {node}, a {device.board} with {_port(device)}", *(f"note: {note}" for note in prepared.notes), *steps]
+    air = f", Wi-Fi {device.wifi.ssid} in {device.wifi.country}" if device.wifi else ""
+    head = f"{place}: {node}, a {device.board} with {_port(device)}{air}"
+    return [head, *(f"note: {note}" for note in prepared.notes), *steps]
 
 
 def as_data(prepared: Prepared, written: list[Path]) -> dict[str, Any]:
@@ -156,7 +158,7 @@ def as_data(prepared: Prepared, written: list[Path]) -> dict[str, Any]:
         "port": _port(device),
         "user": device.user,
         "ssh_keys": len(device.ssh_keys),
-        "wifi": device.wifi.ssid if device.wifi else None,
+        "wifi": {"ssid": device.wifi.ssid, "country": device.wifi.country} if device.wifi else None,
         "instance": device.instance,
         "files": [str(path) for path in written],
         "notes": list(prepared.notes),

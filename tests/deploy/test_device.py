@@ -6,6 +6,8 @@ keys of Debian 12's release, and none is used that is newer.
 
 import json
 import os
+import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -676,6 +678,45 @@ def test_what_it_prints_is_what_to_do_next(
     code, out, err = run(*words[:-4], "--bundle", str(bundle))
     assert (code, out) == (2, "")
     assert "--broker HOST" in err
+
+
+HOWTO = (ROOT / "docs/howto/flash-a-pi.md").read_text()
+
+
+def test_every_command_of_the_how_to_does_what_it_says(
+    run: Run, bundle: Path, around: new.Around, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the PC; those of the Pi need one."""
+    monkeypatch.setenv("HOME", str(around.home))
+    for name, secret in BROKER.items():
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setattr(starter, "build", lambda channels, rate_hz, out, **more: shutil.copy(bundle, out))
+    there = stock(tmp_path / "bootfs")
+    (tmp_path / "ca.pem").write_text("-----BEGIN CERTIFICATE-----\n")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/root.json").write_text('{"signed": {"_type": "root"}, "signatures": []}')
+    shutil.copy(bundle, tmp_path / "pump.amiss")
+    (tmp_path / "dist/amiss-0.1.0-arm64.img").write_bytes(bytes(4096))
+    subprocess.run(["zstd", "-q", tmp_path / "dist/amiss-0.1.0-arm64.img"], check=True)
+    commands = re.findall(r"^    amiss (device .*?)(?:  +#.*)?$", HOWTO, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        code, _, err = run(*shlex.split(command.replace("/media/$USER/bootfs", str(there))))
+        assert code == 0, (command, err)
+    assert (there / "user-data.before-amiss").exists()
+    assert (tmp_path / "pump-9/amiss/etc/root.json").exists()
+    assert json.loads((tmp_path / "os_list.json").read_text())["os_list"][0]["extract_size"] == 4096
+
+
+def test_what_the_first_start_may_say_is_in_the_how_to() -> None:
+    script = (ROOT / "deploy/flash/first-boot.sh").read_text()
+    failures = set(re.findall(r'fail "([a-z][^"$]*)"', script)) - {"the service could not be enabled"}  # of who makes an image
+    assert len(failures) == 4
+    told = set(re.findall(r"^\| `FAILED: (.*?)` \|", HOWTO, re.MULTILINE))
+    assert failures - told == {"cannot write to /etc/amiss"}, "a card that is full or broken says so itself"
+    assert told <= failures
+    for ending in re.findall(r"^\| `ok: (?:amiss )?… (.*?)` \|", HOWTO, re.MULTILINE):
+        assert ending in script
 
 
 # The list for Raspberry Pi Imager

@@ -163,7 +163,7 @@ def test_the_agent_that_was_set_up_reaches_the_broker(pi: Pi, broker: Mosquitto)
         try:
             until(lambda: b"online" in listener.payloads("amiss/pump-7/availability") or agent.poll() is not None, 120)
         finally:
-            agent.terminate()
+            agent.kill()  # and with it all that is in there
             said, _ = agent.communicate(timeout=60)
             broker.kill()
         assert b"online" in listener.payloads("amiss/pump-7/availability"), said
