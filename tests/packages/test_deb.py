@@ -207,7 +207,7 @@ def test_a_purge_leaves_nothing_where_nobody_wrote_anything(fresh: Chroot, made:
 
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >>/asked
-case "$*" in *is-enabled*) [ ! -L /etc/systemd/system/multi-user.target.wants/amiss.service ] || echo enabled ;; esac
+case "$*" in *preset* | *is-enabled*) exec systemctl.real --root=/ "$@" ;; esac
 """
 
 
@@ -217,7 +217,9 @@ def test_what_systemd_is_told(fresh: Chroot, made: Path, tmp_path: Path) -> None
     package = deb(made, fresh.debian, "amd64")
     older = of_version(package, f"0.0.9+deb{fresh.debian}", tmp_path)
     log = fresh.write("/asked", "")
-    fresh.write("/usr/local/sbin/systemctl", SYSTEMCTL, 0o755)
+    real = fresh.path / "usr/bin/systemctl"  # not in /usr/local: apt tells dpkg a path without that
+    real.rename(real.with_name("systemctl.real"))
+    fresh.write("/usr/bin/systemctl", SYSTEMCTL, 0o755)
     (fresh.path / "run/systemd/system").mkdir(parents=True)
 
     def asked() -> list[str]:
@@ -243,12 +245,12 @@ def test_the_state_of_a_newer_release_is_not_touched(fresh: Chroot, made: Path) 
     fresh.write("/srv/newer.py", "import sqlite3; sqlite3.connect('/srv/state/outbox.db').execute('PRAGMA user_version = 3')")
     (fresh.path / "srv/state").mkdir()
     fresh.run("python3", "/srv/newer.py")
-    was = (fresh.path / "srv/state/outbox.db").read_bytes()
     ask = "from pathlib import Path; from edge.delivery.outbox import Outbox"
     fresh.write("/srv/ask.py", f"{ask}; Outbox(Path('/srv/state/outbox.db'), device='n', boot='b')")
     said = fresh.run(f"/{LIB}/bin/python3", "/srv/ask.py", code=1)
     assert "written by a newer amiss; install that one again or move the file away" in said
-    assert (fresh.path / "srv/state/outbox.db").read_bytes() == was
+    assert [path.name for path in (fresh.path / "srv/state").iterdir()] == ["outbox.db"], "nothing was moved aside"
+    assert (fresh.path / "srv/state/outbox.db").read_bytes()[60:64] == b"\0\0\0\3"
 
 
 # What cannot work is refused before anything is installed.
@@ -259,7 +261,7 @@ def test_a_package_for_another_debian_or_processor_is_refused(fresh: Chroot, mad
     before = fresh.tree()
     other = 25 - fresh.debian
     said = install(fresh, deb(made, other, "amd64"), code=100)
-    assert re.search(r"amiss : Depends: python3 \((>= 3\.13~|<< 3\.12~)\)", said), said
+    assert re.search(r"amiss : Depends: python3 \((>= 3\.13~|<<? 3\.12~)\)", said), said
     fresh.put(deb(made, fresh.debian, "arm64"), "/tmp/arm64.deb")
     said = fresh.run("dpkg", "-i", "/tmp/arm64.deb", code=1)
     assert "package architecture (arm64) does not match system (amd64)" in said
@@ -282,7 +284,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs/howto/install.md").read_text()
 
 def commands(heading: str) -> list[str]:
     section = DOCUMENT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    return [line.partition("   # ")[0].strip() for line in re.findall("^    (.+)$", section, re.MULTILINE)]
+    return [line.partition("  # ")[0].strip() for line in re.findall("^    (.+)$", section, re.MULTILINE)]
 
 
 @pytest.mark.parametrize("fresh", NATIVE[1:], ids=name, indirect=True)
