@@ -23,12 +23,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from edge.errors import AmissError
-from edge.signal import Float32
+from edge.signal import Float32, Int64
 
 SUITE, PYTHON = "trixie", "3.13"
 SYSTEM = ("base-files", "libc6", "libstdc++6", "libgcc-s1", "python3")
@@ -96,13 +96,13 @@ class Arm64:
         """Its Python, for those who start programs themselves, in `environment`."""
         return self.folder / processor / "python"
 
-    def environment(self, *packages: Path) -> dict[str, str]:
-        """What the emulated Python wants; `packages` are further folders to import from."""
+    def environment(self, *more: Path) -> dict[str, str]:
+        """What the emulated Python wants; `more` are folders to import from, beside ours."""
         return {
             "HOME": "/nonexistent",
             "PATH": os.environ.get("PATH", ""),
             "TMPDIR": tempfile.gettempdir(),
-            "PYTHONPATH": os.pathsep.join(map(str, [self.folder / "site", *packages, _ours()])),
+            "PYTHONPATH": os.pathsep.join(map(str, [*more, _ours()])),
             # Ours are not to be littered with another Python's byte code, and the second start is to be quick.
             "PYTHONPYCACHEPREFIX": str(self.folder / "bytecode"),
             "PYTHONHASHSEED": "0",
@@ -110,16 +110,15 @@ class Arm64:
             "ORT_DISABLE_TELEMETRY": "1",
         }
 
-    def packages(self, name: str, *wanted: str) -> Path:
-        """The folder `name` with the wheels of more packages, of the versions that are installed here; made when it is not
-        there. Raises `EmulationError`."""
+    def packages(self, name: str, *wanted: str) -> None:
+        """Install more packages for the emulated Python, in the folder `name`, of the versions that are installed here, unless
+        they are there. Raises `EmulationError`."""
         folder, made_from = self.folder / name, self.folder / f"{name}.key"
-        versions = _versions(wanted)
-        if not made_from.exists() or made_from.read_text() != repr(versions):
+        key = hashlib.sha256(repr(sorted(_constraints())).encode() + repr(sorted(wanted)).encode()).hexdigest()
+        if not made_from.exists() or made_from.read_text() != key:
             shutil.rmtree(folder, ignore_errors=True)
-            _install(folder, versions)
-            made_from.write_text(repr(versions))
-        return folder
+            _install(folder, _versions(wanted))
+            made_from.write_text(key)
 
     def instructions(
         self, models: Mapping[str, bytes], windows: Float32, processor: str, batches: Sequence[int] = (1,)
@@ -134,15 +133,22 @@ class Arm64:
             np.save(at / "windows.npy", windows[: max(batches)])
             files = [str(at / f"{i}.model") for i in range(len(models))]
             plan = {"models": files, "windows": str(at / "windows.npy"), "batches": list(batches), "runs": RUNS}
-            (at / "job.json").write_text(json.dumps(plan))
-            self.python(processor, Path(__file__).with_name("guest.py"), at / "job.json", marks=at / "marks")
-            lines = (at / "marks").read_text().split()
-        if len(lines) != 3 * len(models) * len(batches):
-            raise EmulationError(f"{len(lines)} marks were counted, {3 * len(models) * len(batches)} were made: another QEMU?")
-        marks = np.array(lines, np.int64)
+            marks = self.marks(processor, Path(__file__).with_name("guest.py"), plan, 3 * len(models) * len(batches))
         few, many = np.diff(marks.reshape(len(models), len(batches), 3), axis=2).transpose(2, 0, 1)
         each = (many - few) / (RUNS[1] - RUNS[0]) / np.array(batches)
         return {name: {b: round(each[i, j]) for j, b in enumerate(batches)} for i, name in enumerate(models)}
+
+    def marks(self, processor: str, guest: Path, plan: Mapping[str, Any], count: int) -> Int64:
+        """Instructions so far at each of `count` marks, calls of getppid, that the program `guest` makes when it is given the
+        file of a plan. Raises `EmulationError`."""
+        with tempfile.TemporaryDirectory(prefix="amiss-arm64-") as folder:
+            at = Path(folder)
+            (at / "job.json").write_text(json.dumps(plan))
+            self.python(processor, guest, at / "job.json", marks=at / "marks")
+            lines = (at / "marks").read_text().split()
+        if len(lines) != count:
+            raise EmulationError(f"{len(lines)} marks were counted, {count} were made: another QEMU?")
+        return np.array(lines, np.int64)
 
 
 def find(folder: Path | None = None) -> Arm64:
@@ -218,9 +224,18 @@ def _install(folder: Path, wanted: Sequence[str]) -> None:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-compile", "--only-binary=:all:"]
     python = [*platforms, "--implementation", "cp", "--python-version", PYTHON]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
-        constraints.writelines(f"{d.metadata['Name']}=={d.version}\n" for d in metadata.distributions() if "+" not in d.version)
+        constraints.writelines(f"{line}\n" for line in _constraints())
         constraints.flush()
         _run(*pip, *python, "-c", constraints.name, "--target", folder, *wanted)
+    # Not by PYTHONPATH: what a device starts with a clean environment finds them, too.
+    at = folder.parent / "root" / "usr" / "lib" / "python3" / "dist-packages"
+    at.mkdir(parents=True, exist_ok=True)
+    (at / f"{folder.name}.pth").write_text(os.path.relpath(folder, at) + "\n")
+
+
+def _constraints() -> list[str]:
+    """The version of everything that is installed here; one with a + is somebody's own build, and nowhere to be had."""
+    return [f"{d.metadata['Name']}=={d.version}" for d in metadata.distributions() if "+" not in d.version]
 
 
 def _versions(names: Sequence[str]) -> list[str]:
