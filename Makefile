@@ -34,10 +34,12 @@ check: $(VENV)/.dev  ## style, types, who may import whom
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## the agent against a hand-written loop and the bare runtime; what reliability costs; many streams
+bench: $(VENV)/.dev  ## the agent against a hand-written loop and the bare runtime; what reliability costs; many streams; a fast sensor; a starter
 	@$(BIN)/python -m benchmarks.agent
 	@$(BIN)/python -m benchmarks.reliability
 	@$(BIN)/python -m benchmarks.streams
+	@$(BIN)/python -m benchmarks.serial
+	@$(BIN)/python -m benchmarks.starter
 
 bench-fleet: $(VENV)/.dev mosquitto  ## a staged roll-out to 10, 100 and 1,000 devices on one broker
 	@$(BIN)/python -m benchmarks.fleet

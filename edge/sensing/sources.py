@@ -336,7 +336,7 @@ def what_decodes(
         _close(port)
 
 
-_ENOUGH = {"frames": 1, "csv": 2, "json": 2}
+_ENOUGH = {"frames": 1, "csv": 2, "json": 2, "nmea": 2}
 """Samples by which a format is told: one with a checksum is no chance."""
 
 
@@ -344,7 +344,7 @@ def _decoders(config: StreamConfig, channels: Sequence[str], rate_hz: float, for
     """Those that these columns go with."""
     found = {}
     for name in formats:
-        with contextlib.suppress(ConfigError):
+        with contextlib.suppress(ConfigError, ValueError):  # the latter of a stream that there cannot be
             found[name] = open_decoder(msgspec.structs.replace(config, format=name), channels, rate_hz)
             found[name].reset()
     return found
