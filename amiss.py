@@ -1286,13 +1286,18 @@ def config_show(
 
 @device_app.command("new")
 def device_new(
-    node: Annotated[
-        str, typer.Argument(metavar="NAME", help="Of the device: lower case letters, digits, dashes.", show_default=False)
-    ],
     board: Annotated[str, typer.Option(help="raspberry-pi-4, pi5, zero2w …", show_default=False)],
     sensor: Annotated[
         str, typer.Option(help="adxl345 …, or the sensor.toml of one's own (a path with / in it).", show_default=False)
     ],
+    node: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Of the device: lower case letters, digits, dashes. [default: the sensor's, and four digits]",
+            show_default=False,
+        ),
+    ] = None,
     broker: Broker = None,
     config: BrokerFile = None,
     ca: Annotated[
@@ -1370,7 +1375,7 @@ def device_new(
             ssh_key=ssh_key, timezone=timezone,
         )
     )  # fmt: skip
-    place = boot or out or Path(node)
+    place = boot or out or Path(prepared.device.node)
     written = (card.write_card if boot else card.write_folder)(place, prepared.files, force=force)
     _print(new.as_data(prepared, written), new.lines(prepared, place, on_card=boot is not None), as_json)
 

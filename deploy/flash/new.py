@@ -28,6 +28,8 @@ from edge.profiles import Sensor
 from quantize import target
 
 PASSPHRASE = "AMISS_WIFI_PASSPHRASE"
+FALSE_ALARMS = "1/day"
+"""Of a device that nobody has set: the alarm's own default promises no rate, and who is new to it is called in vain."""
 OWN_KEYS = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 
 
@@ -35,7 +37,8 @@ OWN_KEYS = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 class Wish:
     """What the user said. `None`: nothing."""
 
-    node: str
+    node: str | None = None
+    """`None`: of the sensor and four digits, for whoever has one device and will not type its name often."""
     board: str
     sensor: str
     broker: str | None = None
@@ -88,20 +91,24 @@ def prepare(wish: Wish, around: Around | None = None) -> Prepared:
     if wish.timezone and wish.timezone not in zoneinfo.available_timezones():
         raise UsageError(f"--timezone {wish.timezone!r}: there is no such one; as in Europe/Berlin")
     sensor = profiles.load(wish.sensor)
+    node = wish.node or f"{_safe(sensor.name)}-{secrets.token_hex(2)}"
     mqtt = configs.load_mqtt(wish.mqtt, wish.broker, around.environ)
     if wish.ca:
         mqtt = msgspec.structs.replace(mqtt, tls=configs.TlsConfig(ca=str(wish.ca)))
     etc, kept = _credentials(mqtt, configs.load_token(None, around.environ))
-    config = _config(wish, sensor, boot.port(pi, sensor.port, wish.port), mqtt)
+    config = _config(wish, node, sensor, boot.port(pi, sensor.port, wish.port), mqtt)
+    bundle, content = _bundle(wish.bundle, sensor, around.say)
+    if bundle.head.tail is not None:  # else it cannot be kept
+        config["alarm"] = {"false_alarms": FALSE_ALARMS}
     if wish.repository or wish.root:
         config["update"], etc["root.json"] = _update(wish)
     device = boot.Device(
-        node=wish.node,
+        node=node,
         board=board,
         config=config,
-        bundle=_bundle(wish.bundle, sensor, around.say),
+        bundle=content,
         # Another one each time: cloud-init does nothing for one that it has seen.
-        instance=f"amiss-{wish.node}-{secrets.token_hex(4)}",
+        instance=f"amiss-{node}-{secrets.token_hex(4)}",
         user=wish.user,
         ssh_keys=ssh_keys(wish.ssh_key, around.home),
         wifi=_wifi(wish, around),
@@ -180,7 +187,12 @@ def ssh_keys(file: Path | None, home: Path) -> tuple[str, ...]:
     return keys
 
 
-def _config(wish: Wish, sensor: Sensor, port: str, mqtt: MqttConfig) -> dict[str, Any]:
+def _safe(name: str) -> str:
+    """For a topic, or a host."""
+    return re.sub(r"[^a-z0-9-]", "-", name)
+
+
+def _config(wish: Wish, node: str, sensor: Sensor, port: str, mqtt: MqttConfig) -> dict[str, Any]:
     """device.toml as plain data."""
     own = "/" in wish.sensor or wish.sensor.endswith(".toml")
     # A profile that only the user has is written down in full: the device does not have it.
@@ -192,9 +204,9 @@ def _config(wish: Wish, sensor: Sensor, port: str, mqtt: MqttConfig) -> dict[str
         said["tls"] = {key: place for key, place in places.items() if getattr(mqtt.tls, key)}
         said["tls"] |= {key: f"/etc/amiss/{places[key]}" for key in said["tls"] if key != "key"}
     return {
-        "node": wish.node,
+        "node": node,
         "bundle": boot.BUNDLE,
-        "streams": {re.sub(r"[^a-z0-9-]", "-", sensor.name): stream},
+        "streams": {_safe(sensor.name): stream},
         "mqtt": {"host": mqtt.host, **said},
     }
 
@@ -228,7 +240,7 @@ def _update(wish: Wish) -> tuple[dict[str, Any], bytes]:
     return {"repository": wish.repository, "root": "/etc/amiss/root.json"}, root
 
 
-def _bundle(path: Path | None, sensor: Sensor, say: Callable[[str], None]) -> bytes:
+def _bundle(path: Path | None, sensor: Sensor, say: Callable[[str], None]) -> tuple[Bundle, bytes]:
     """Without one, a starter (docs/adr/0027-starter.md): some ten seconds, and PyTorch."""
     if path is None:
         from deploy import starter
@@ -238,15 +250,15 @@ def _bundle(path: Path | None, sensor: Sensor, say: Callable[[str], None]) -> by
             made = Path(folder) / boot.BUNDLE
             channels = [ChannelSpec(channel.name, channel.unit) for channel in sensor.channels]
             starter.build(channels, sensor.rate_hz, made, name=sensor.name, window=sensor.window)
-            return made.read_bytes()
+            return Bundle.open(made), made.read_bytes()
     bundle = Bundle.open(path)
     sent = {channel.name for channel in sensor.channels}
+    another = "name the sensor that it was trained for, or a model for this one"
     if absent := [name for name in bundle.channels if name not in sent]:
-        raise ConfigError(
-            f"{path}: judges {', '.join(absent)}, and {sensor.name} sends {', '.join(sorted(sent))}; name the sensor that it "
-            "was trained for, or a model for this one"
-        )
-    return _read(path, "--bundle")
+        raise ConfigError(f"{path}: judges {', '.join(absent)}, and {sensor.name} sends {', '.join(sorted(sent))}; {another}")
+    if not 0.95 < (rate_hz := bundle.manifest.rate_hz) / sensor.rate_hz < 1.05:
+        raise ConfigError(f"{path}: is for {rate_hz:g} samples a second, and {sensor.name} sends {sensor.rate_hz:g}; {another}")
+    return bundle, _read(path, "--bundle")
 
 
 def _wifi(wish: Wish, around: Around) -> Wifi | None:

@@ -50,9 +50,12 @@ def deb(path: Path, *, name: str = "amiss", architecture: str = "arm64", python:
     return path
 
 
+AXES = (ChannelSpec("acceleration_x", "m/s2"), ChannelSpec("acceleration_z", "m/s2"))
+
+
 @pytest.fixture
 def bundle(make: Make) -> Path:
-    return make(name="own", channels=(ChannelSpec("acceleration_x", "m/s2"), ChannelSpec("acceleration_z", "m/s2")))
+    return make(name="own", rate_hz=800.0, channels=AXES)
 
 
 @pytest.fixture
@@ -217,6 +220,7 @@ def test_the_configuration_is_one_that_the_agent_reads(prepare: Prepare, tmp_pat
     assert (config.update.repository, config.update.root) == ("mqtt:models", "/etc/amiss/root.json")
     stream = config.streams["adxl345"]
     assert (stream.port, stream.clock) == (boot.ANY_ADAPTER, "sensor")
+    assert config.alarm.false_alarms == "1/day", "the default promises no rate"
     assert text(prepared, "amiss/etc/ca.pem") == ca.read_text()
     assert text(prepared, "amiss/etc/root.json") == root.read_text()
 
@@ -281,6 +285,8 @@ def test_what_cannot_be_is_told_in_a_line(wish: dict[str, Any], error: type[Amis
 def test_a_model_for_another_sensor_is_refused(prepare: Prepare, make: Make) -> None:
     with pytest.raises(ConfigError, match="vibration, current, and adxl345 sends acceleration_x"):
         prepare(bundle=make(name="foreign"))
+    with pytest.raises(ConfigError, match="is for 100 samples a second, and adxl345 sends 800"):
+        prepare(bundle=make(name="slow", rate_hz=100.0, channels=AXES))
 
 
 @pytest.mark.parametrize(
@@ -639,11 +645,13 @@ def test_three_inputs_are_enough(
 
     monkeypatch.setattr(starter, "build", build)
     monkeypatch.setenv("HOME", str(around.home))
-    code, out, err = run("device", "new", "pump-7", "--board", "pi4", "--sensor", "adxl345", "--broker", "broker.local")
+    code, out, err = run("device", "new", "--board", "pi4", "--sensor", "adxl345", "--broker", "broker.local")
     assert code == 0
+    node = out.partition(":")[0]
+    assert re.fullmatch("adxl345-[0-9a-f]{4}", node), "a name that the next device with this sensor does not have"
     assert err == "no --bundle: making a starter for adxl345, which learns its machine on the device\n"
     assert [line[:2] for line in out.splitlines()[1:]] == ["1.", "2.", "3."]
-    assert (tmp_path / "pump-7/amiss/etc/model.amiss").read_bytes() == bundle.read_bytes()
+    assert (tmp_path / node / "amiss/etc/model.amiss").read_bytes() == bundle.read_bytes()
     axes = [ChannelSpec(f"acceleration_{axis}", "m/s2") for axis in "xyz"]
     assert asked == [axes, 800, "adxl345", 512]
 
