@@ -26,7 +26,15 @@ from deploy import deb, oci, roots
 from deploy.deb import PackageError, call
 from edge.errors import AmissError
 
-HOOKS = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_sdist(out); b.build_wheel(out)"
+HOOKS = """\
+import os, sys
+from setuptools import build_meta
+
+os.umask(0o022)  # of whoever builds: rights go into both files
+out = sys.argv[1]
+build_meta.build_sdist(out)
+build_meta.build_wheel(out)
+"""
 SUMS = "SHA256SUMS"
 
 
