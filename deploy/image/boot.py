@@ -151,6 +151,8 @@ class Guest:
         # As in the image's own command line; and what takes a board a second takes this one a minute, on a busy computer two.
         said = "root=LABEL=rootfs rw rootwait systemd.show_status=1 systemd.log_color=0"
         said += " systemd.default_device_timeout_sec=900 systemd.default_timeout_start_sec=900"
+        # What is logged is to be seen here: systemd says nothing on a console once somebody may log in there.
+        said += " systemd.journald.forward_to_console=1 systemd.journald.max_level_console=info"
         if self.board == "virt":
             # Never QEMU's default processor: with the SVE of its version 7.2 int8 comes out wrong.
             return [
