@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,23 +213,26 @@ def test_a_damaged_outbox(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody else, which takes root")
-def test_a_folder_that_we_may_not_look_into(bundle: Path, tmp_path: Path) -> None:
-    """As when somebody who is not root examines the service's state."""
-    config = device(tmp_path, bundle, tmp_path / "none", more="")
-    config.write_text(config.read_text().replace(f'"{tmp_path}/state"', f'"{tmp_path}/private/state"'))
-    config.chmod(0o644)
-    filled(tmp_path / "private")
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        folder.chmod(0o755)
-    (tmp_path / "private").chmod(0o700)
-    assert doctor(config)["state folder"].severity == "ok", "the control"
-    os.seteuid(65534)
-    try:
-        found = doctor(config)["state folder"]
-    finally:
-        os.seteuid(0)
-    assert (found.severity, found.exit_code) == ("fault", 77)
-    assert found.repair == "run this with sudo"
+def test_a_folder_that_we_may_not_look_into(bundle: Path) -> None:
+    """As when somebody who is not root examines the service's state. What lies in tmp_path, others may not even enter."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        shutil.copy(bundle, place / "model.amiss")
+        config = device(place, place / "model.amiss", place / "none", more="")
+        config.write_text(config.read_text().replace(f'"{place}/state"', f'"{place}/private/state"'))
+        for file in place.iterdir():
+            file.chmod(0o644)
+        filled(place / "private")
+        (place / "private").chmod(0o700)
+        assert doctor(config)["state folder"].severity == "ok", "the control"
+        os.seteuid(65534)
+        try:
+            found = doctor(config)["state folder"]
+        finally:
+            os.seteuid(0)
+        assert (found.severity, found.exit_code) == ("fault", 77)
+        assert found.repair == "run this with sudo"
 
 
 def test_a_file_in_place_of_the_folder(bundle: Path, tmp_path: Path) -> None:
