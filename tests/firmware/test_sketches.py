@@ -223,6 +223,21 @@ def test_a_wire_that_shakes_loose_is_a_gap_and_not_a_value(name: str, bench: Ben
     assert len(found.number) + found.lost == pytest.approx(seconds * rate_hz, abs=0.08 * rate_hz), "the time is right again"
 
 
+def test_a_wire_that_shakes_loose_in_the_middle_of_a_sample_is_no_value(bench: Bench) -> None:
+    """SPI has no answer that says whether somebody is there. Cut at moments that are less than a sample's transfer apart."""
+    for shift in range(0, 36, 4):
+        begin = 0.05 + shift * 1e-6
+        found = bench.run("iis3dwb", 0.53, f"loose@{begin:.6f}-0.06")  # what is half full goes out when it is there again
+        assert (found.corrupt, wrong("iis3dwb", found)) == (0, 0), shift
+        assert found.lost > 10_000
+
+
+def test_words_of_another_kind_in_the_fifo_are_no_samples(bench: Bench) -> None:
+    found = bench.run("iis3dwb", 0.53, "other-words@0.05-0.0503")
+    assert (found.corrupt, wrong("iis3dwb", found)) == (0, 0)
+    assert found.lost > 10_000
+
+
 @pytest.mark.parametrize("name", VIBRATION)
 def test_a_sensor_that_is_not_there_gives_nothing_until_it_is(name: str, bench: Bench) -> None:
     found = bench.run(name, 1.5, "loose@0-0.7")

@@ -15,10 +15,13 @@ static struct Iis3dwb : simulation::Registers {
     if (reg < 0x78 || reg > 0x7E) return bytes[reg];
     if (fifo.empty()) return 0;
     const int16_t *raw = fifo.front().raw;
-    if (reg == 0x78) return 0x02 << 3;
+    if (reg == 0x78) {
+      other = simulation::fault("other-words");  // of its thermometer, as though that had been asked for
+      return (other ? 0x03 : 0x02) << 3;
+    }
     uint8_t value = uint8_t(uint16_t(raw[(reg - 0x79) / 2]) >> ((reg & 1) ? 0 : 8));
     if (reg == 0x7E) fifo.pop_front();
-    return value;
+    return other ? 0x19 : value;
   }
 
   void in(uint8_t reg, uint8_t value) override {
@@ -59,7 +62,7 @@ static struct Iis3dwb : simulation::Registers {
     int16_t raw[3];
   };
   const double RATE = 80000.0 / 3;
-  bool overrun = false;
+  bool overrun = false, other = false;
   double taken = 0;
   std::deque<Sample> fifo;
 } sensor;
