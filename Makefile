@@ -23,7 +23,7 @@ arm64: $(VENV)/.dev qemu mosquitto  ## the device's tests on emulated small boar
 	@$(BIN)/python -m pytest tests/arm64
 
 packages: $(VENV)/.dev mosquitto chroots  ## everything of `make dist`, built and tried in Debians of its own: install, upgrade, purge …
-	@$(BIN)/python -m pytest tests/packages
+	@$(BIN)/python -m pytest -s tests/packages
 
 soak: $(VENV)/.dev mosquitto chromium strace  ## what only shows after very many samples, kills and days; docs/reliability.md
 	@$(BIN)/python -m pytest -m soak -n 2 --dist worksteal --durations=0 --durations-min=1

@@ -152,7 +152,8 @@ install_all() {
 
 	mkdir -p "$prefix"
 	: >"$prefix/$MARK"
-	venv=$prefix/$release.$$
+	venv=$(mktemp -d "$prefix/$release.XXXXXX")
+	chmod 755 "$venv"
 	# Made beside the one in use and taken at once: an upgrade that fails leaves what was there.
 	trap 'rm -rf "$venv"' EXIT
 	trap 'exit 130' INT TERM HUP
@@ -160,11 +161,15 @@ install_all() {
 	"$venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary=:all: -c "$here/constraints.txt" \
 		"$here/${wheel}[update,modbus]" || refuse 69 "pip could not install it; the lines above say why. Nothing was changed"
 	"$venv/bin/amiss" --version >/dev/null || refuse 69 "what was installed does not start; the lines above say why. Nothing was changed"
-	ln -s "$release.$$/bin" "$prefix/bin.new"
-	mv -T "$prefix/bin.new" "$prefix/bin"
+	ln -sfn "${venv##*/}" "$prefix/current.new"
+	mv -T "$prefix/current.new" "$prefix/current"
 	trap - EXIT INT TERM HUP
-	for old in "$prefix"/*/; do
-		[ "$old" = "$venv/" ] || [ "$old" = "$prefix/bin/" ] || rm -rf "$old"
+	# With these the folder itself is the virtual environment, for bin/pip too, and paths stay as they are.
+	for part in bin lib pyvenv.cfg; do
+		ln -sfn "current/$part" "$prefix/$part"
+	done
+	for old in "$prefix"/*; do
+		[ -L "$old" ] || [ "$old" = "$venv" ] || rm -rf "$old"
 	done
 
 	mkdir -p /etc/amiss /usr/local/bin

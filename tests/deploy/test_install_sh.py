@@ -13,7 +13,7 @@ import pytest
 from deploy.dist import write_sums
 
 SCRIPT = Path(__file__).parents[2] / "deploy/install.sh"
-REAL = ("sh", "sed", "grep", "dirname", "sha256sum", "readlink", "cat", "mkdir", "rm")
+REAL = ("sh", "sed", "grep", "dirname", "sha256sum", "readlink", "cat", "mkdir", "mktemp", "chmod", "rm")
 PYTHON = """
 case "$1 $2" in
 "-m "*) echo "$*" >>"{log}" ;;

@@ -23,7 +23,7 @@ mount -t tmpfs tmpfs "$0/tmp"
 mount --bind "$ETC" "$0/etc/amiss"
 mount --bind "$STATE" "$0/var/lib/amiss"
 [ -z "$CPUINFO" ] || mount --bind "$CPUINFO" "$0/proc/cpuinfo"
-exec setpriv --reuid 65532 --regid 20 --clear-groups --no-new-privs --bounding-set=-all chroot "$0" "$@"
+exec setpriv --no-new-privs chroot --userspec=65532:20 --groups=20 "$0" "$@"
 """
 
 
