@@ -28,6 +28,7 @@ TOOLS = ("qemu-system-aarch64", "mcopy", "mdir", "zstd", "e2fsck", "debugfs")
 CURE = "sudo apt-get install -y qemu-system-arm mtools zstd e2fsprogs"
 CARD_BYTES = 4 * 1024**3
 """A power of two, as SD cards have to have for raspi3b; larger than the image, so that there is something to grow into."""
+LATE_S = 300.0
 HOST = "10.0.2.2"
 PORTS: dict[Board, str] = {"virt": "/dev/ttyS0", "raspi3b": "/dev/serial/by-id/usb-QEMU*-port0"}
 """Where a guest finds the emulated adapter."""
@@ -94,19 +95,16 @@ class Card:
 
 
 class Wire:
-    """This end of the emulated serial cable. What is sent while nobody takes it is lost, as on a wire."""
+    """This end of the emulated serial cable. An emulated board is late at times, as no real one is: what is sent waits for it."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(path))
-        # Little, so that what a guest is not ready for is not waiting for it either.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        self._socket.setblocking(False)
+        self._socket.settimeout(LATE_S)
 
     def write(self, data: bytes) -> None:
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            while data:
-                data = data[self._socket.send(data) :]
+        with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+            self._socket.sendall(data)
 
     def close(self) -> None:
         self._socket.close()
