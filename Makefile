@@ -18,7 +18,7 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
-arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
+arm64: $(VENV)/.dev qemu mosquitto  ## the device's tests on emulated small boards: same scores and events, as many instructions as before
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
 

@@ -46,7 +46,8 @@ SCRIPT = """#!/bin/sh
 # QEMU is told this script's name as the program's: so it is sys.executable, and what is started as that is emulated, too.
 here=${{0%/*}} marks=$AMISS_MARKS
 unset AMISS_MARKS
-export PYTHONHOME="$here/../root/usr"
+# Nobody's folders are to be littered with another Python's byte code, and the second start is to be quick.
+export PYTHONHOME="$here/../root/usr" PYTHONPYCACHEPREFIX="$here/../bytecode"
 exec qemu-aarch64 -cpu {processor} -seed 1 ${{marks:+-plugin "$here/../count.so,out=$marks"}} -L "$here" -0 "$0" \\
   "$here/../root/usr/bin/python{python}" "$@"
 """
@@ -103,8 +104,6 @@ class Arm64:
             "PATH": os.environ.get("PATH", ""),
             "TMPDIR": tempfile.gettempdir(),
             "PYTHONPATH": os.pathsep.join(map(str, [*more, _ours()])),
-            # Ours are not to be littered with another Python's byte code, and the second start is to be quick.
-            "PYTHONPYCACHEPREFIX": str(self.folder / "bytecode"),
             "PYTHONHASHSEED": "0",
             "OPENBLAS_NUM_THREADS": "1",
             "ORT_DISABLE_TELEMETRY": "1",

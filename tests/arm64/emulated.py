@@ -1,0 +1,74 @@
+"""A plugin for the pytest that runs on the emulated processor: few examples of everything, and a report of what was run.
+
+    python -m pytest -p emulated --report-to=FILE.json --not-there=FILE.json …
+
+Loaded with -p, it is there before any test is imported.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+EXAMPLES, STEPS = 5, 10
+"""What depends on the processor shows in the first ones; all are run on x86."""
+
+
+class Few(hypothesis.settings):
+    """What a test asks for, but no more examples than are affordable here."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        for name, most in (("max_examples", EXAMPLES), ("stateful_step_count", STEPS)):
+            if name in options:
+                options[name] = min(options[name], most)
+        super().__init__(*args, **options)
+
+
+hypothesis.settings = Few  # type: ignore[misc]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--report-to", type=Path)
+    parser.addoption("--not-there", type=Path, help="a JSON list of what of a test's name begins with")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Report(config.getoption("--report-to"), config.getoption("--not-there")))
+
+
+class Report:
+    """Test → [outcome, CPU seconds, its children's included]."""
+
+    def __init__(self, path: Path, not_there: Path) -> None:
+        self._path = path
+        self._not_there = tuple(json.loads(not_there.read_text()))
+        self._found: dict[str, list[Any]] = {}
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        # conftest.py, where a profile is chosen, has been read by now. It holds for what asks for nothing itself.
+        few = Few(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None)
+        hypothesis.settings.register_profile("emulated", few)
+        hypothesis.settings.load_profile("emulated")
+        out = [item for item in items if item.nodeid.startswith(self._not_there)]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        before = sum(os.times()[:4])
+        found = self._found[item.nodeid] = ["passed", 0.0]
+        try:
+            return (yield)
+        finally:
+            found[1] = round(sum(os.times()[:4]) - before, 2)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.outcome != "passed":
+            self._found[report.nodeid][0] = report.outcome
+
+    def pytest_sessionfinish(self) -> None:
+        self._path.write_text(json.dumps(self._found))

@@ -1,0 +1,89 @@
+"""The device's own tests, by the device's own Python, on the processors of small boards.
+
+All of them run on the oldest and most common one, those of what computes on the others, too. What cannot be run there is in a
+table, and what was run is held against what pytest finds here: a test that is in neither fails.
+"""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from inside import EDGE, LEFT_OUT, ROOT, Done, run_there, why
+
+ALL = {
+    "operating": [f"{EDGE}/operating"],
+    "updating": [f"{EDGE}/updating"],
+    "delivery": [f"{EDGE}/delivery"],
+    "sensing": [f"{EDGE}/sensing"],
+    "scoring and the rest": [f"{EDGE}/scoring", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / EDGE).glob("test_*.py"))],
+}
+SCORING = ("backends", "calibrate", "ensemble", "evidence", "explain", "memory", "scorers", "smoothing")
+NUMBERS = {
+    "what computes": [
+        *(f"{EDGE}/sensing/test_{name}.py" for name in ("decoders", "frames", "windows")),
+        *(f"{EDGE}/scoring/test_{name}.py" for name in SCORING),
+        f"{EDGE}/test_bundle.py",
+        f"{EDGE}/test_pipeline.py",
+    ]
+}
+JOBS = [
+    *(("cortex-a53", part, paths) for part, paths in ALL.items()),
+    *((processor, part, paths) for processor in ("cortex-a72", "cortex-a76") for part, paths in NUMBERS.items()),
+]
+
+
+@pytest.fixture(scope="session")
+def tests() -> list[str]:
+    """The names of all of the device's: as pytest finds them here."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", EDGE]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+@pytest.mark.parametrize(("processor", "part", "paths"), JOBS, ids=[f"{job[0]}-{job[1]}" for job in JOBS])
+def test_the_devices_own_tests_pass_there(
+    processor: str,
+    part: str,
+    paths: list[str],
+    jobs: dict[tuple[str, str], "Future[Done]"],
+    tests: list[str],
+    record_property: Callable[[str, object], None],
+) -> None:
+    done = jobs[processor, part].result()
+    assert done.returncode == 0, done.output
+    wanted = {name for name in tests if name.startswith(tuple(paths))}
+    left_out = {name for name in wanted if name.startswith(tuple(LEFT_OUT))}
+    passed = {name for name, (outcome, _) in done.found.items() if outcome == "passed"}
+    assert passed == wanted - left_out, f"neither passed nor left out: {sorted(passed ^ (wanted - left_out))}"
+    record_property("processor", processor)
+    record_property("ran", len(passed))
+    record_property("cpu_s", round(sum(seconds for _, seconds in done.found.values())))
+    record_property("left_out", dict(Counter(map(why, left_out))))
+
+
+def test_every_test_of_the_device_is_in_a_job_and_what_is_left_out_exists(tests: list[str]) -> None:
+    covered = tuple(path for paths in ALL.values() for path in paths)
+    assert [name for name in tests if not name.startswith(covered)] == []
+    assert [start for start in LEFT_OUT if not any(name.startswith(start) for name in tests)] == [], (
+        "there is none of this name"
+    )
+
+
+def test_what_fails_there_is_seen(tmp_path: Path) -> None:
+    """The control: the same way, a test that cannot pass on this processor, and one that is not run at all."""
+    wrong = tmp_path / "test_wrong.py"
+    wrong.write_text(
+        "import platform, subprocess, sys\n"
+        "def test_here(): assert platform.machine() != 'aarch64'\n"
+        "def test_child():\n"
+        "    code = 'import numpy, platform; print(platform.machine())'\n"
+        "    assert subprocess.check_output([sys.executable, '-c', code], text=True, env={}) == 'aarch64\\n'\n"
+        "def test_skipped():\n    import pytest; pytest.skip('for no reason')\n"
+    )
+    done = run_there("cortex-a53", [str(wrong)])
+    assert done.returncode == 1
+    assert [outcome for outcome, _ in done.found.values()] == ["failed", "passed", "skipped"], done.output
