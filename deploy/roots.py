@@ -21,7 +21,6 @@ KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 KEPT_S = 30 * 24 * 3600.0
 BINFMT = Path("/proc/sys/fs/binfmt_misc")
 CURE = "sudo apt-get install -y mmdebstrap qemu-user-static buildah skopeo"
-PUBLIC = "http://deb.debian.org/debian"
 
 
 def home() -> Path:
@@ -43,9 +42,9 @@ def archive(debian: int, architecture: str, include: Sequence[str], folder: Path
     draft = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         options = ["--mode=root", "--variant=minbase", f"--architectures={architecture}", f"--include={','.join(include)}"]
-        # What is made with this machine's mirror goes to others: theirs is Debian's.
-        public = f"echo 'deb {PUBLIC} {suite} main' >\"$1/etc/apt/sources.list\""
-        call("mmdebstrap", "-q", *options, f"--customize-hook={public}", suite, draft, "-", stdin=sources(suite))
+        # What is made with this machine's mirror goes to others, who may not reach it: they have their own.
+        forget = "echo '# /usr/share/doc/apt/examples/debian.sources is an example' >\"$1/etc/apt/sources.list\""
+        call("mmdebstrap", "-q", *options, f"--customize-hook={forget}", suite, draft, "-", stdin=sources(suite))
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

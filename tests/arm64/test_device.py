@@ -7,6 +7,7 @@ table, and what was run is held against what pytest finds here: a test that is i
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_the_devices_own_tests_pass_there(
     paths: list[str],
     jobs: dict[tuple[str, str], "Future[Done]"],
     tests: list[str],
-    record_property: pytest.RecordProperty,
+    record_property: Callable[[str, object], None],
 ) -> None:
     done = jobs[processor, part].result()
     assert done.returncode == 0, done.output
