@@ -241,7 +241,7 @@ def _update(wish: Wish) -> tuple[dict[str, Any], bytes]:
 
 
 def _bundle(path: Path | None, sensor: Sensor, say: Callable[[str], None]) -> tuple[Bundle, bytes]:
-    """Without one, a starter (docs/adr/0027-starter.md): some ten seconds, and PyTorch."""
+    """Without one, a starter (docs/adr/0026-starter.md): some ten seconds, and PyTorch."""
     if path is None:
         from deploy import starter
 
