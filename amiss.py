@@ -311,6 +311,32 @@ def record(
 
 
 @app.command()
+def starter(
+    sensor: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="One of `amiss sensors`, or a sensor.toml of your own.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Bundle to write (.amiss).", show_default=False)],
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="How long it learns its machine. [default: 60, or more for a slow sensor]", show_default=False, min=1
+        ),
+    ] = None,
+) -> None:
+    """A model for a machine that nobody has recorded yet: it learns it on the device, and raises nothing before."""
+    from deploy import starter as starters
+    from edge import profiles
+    from edge.bundle import Bundle
+    from edge.channel import ChannelSpec
+
+    known = profiles.load(sensor)
+    channels = [ChannelSpec(channel.name, channel.unit) for channel in known.channels]
+    starters.build(channels, known.rate_hz, out, name=known.name, window=known.window, hop=known.hop, minutes=minutes)
+    learns = Bundle.open(out).manifest.learn_minutes
+    _say(f"{out}: a starter for {known.name}; it learns its machine for {learns:g} min before it raises anything")
+
+
+@app.command()
 def sensors(
     name: Annotated[
         str | None,

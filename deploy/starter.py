@@ -37,12 +37,13 @@ def build(
     *,
     name: str = "starter",
     window: int | None = None,
+    hop: int | None = None,
     minutes: float | None = None,
 ) -> str:
     """Write the bundle `out` for a sensor of these channels; returns its digest. Takes some ten seconds, and PyTorch.
 
-    `window` in samples, found from the rate if not given, and how many `minutes` it is to learn. The same input gives the same
-    bytes when SOURCE_DATE_EPOCH is set. Raises `CannotCreateError`.
+    `window` and `hop` in samples, found from the rate if not given, and how many `minutes` it is to learn. The same input gives
+    the same bytes when SOURCE_DATE_EPOCH is set. Raises `CannotCreateError`.
     """
     from quantize import quantize
     from trainer.recipe import EncoderRecipe, Recipe, TrainingRecipe
@@ -51,8 +52,7 @@ def build(
     window = window or usual_window(rate_hz)
     untrained, once = EncoderRecipe(kind="random", size="5k"), TrainingRecipe(steps=1, device="cpu")
     recipe = Recipe(window=window, encoder=untrained, training=once)
-    hop = recipe.hop_samples
-    n = window + WINDOWS * hop
+    n = window + WINDOWS * recipe.hop_samples
     # Of no scale: whatever the head measures, it measures in spreads of what it was fitted to.
     x = np.random.default_rng(0).normal(size=(len(channels), n)).astype(np.float32)
     time_ns = np.round(np.arange(n) * (1e9 / rate_hz)).astype(np.int64)
@@ -68,7 +68,8 @@ def build(
     manifest = msgspec.structs.replace(
         made.manifest,
         channels=tuple(channels),
-        learn_minutes=minutes or learning_minutes(rate_hz, hop),
+        hop=hop or made.manifest.hop,
+        learn_minutes=minutes or learning_minutes(rate_hz, hop or made.manifest.hop),
         precision_reason="a starter: nothing was trained that could be compared",
     )
     return write_bundle(out, manifest, members | {"head.npz": pack_head(head), "README.md": _card(manifest).encode()})

@@ -249,7 +249,7 @@ def _bundle(path: Path | None, sensor: Sensor, say: Callable[[str], None]) -> tu
         with tempfile.TemporaryDirectory() as folder:
             made = Path(folder) / boot.BUNDLE
             channels = [ChannelSpec(channel.name, channel.unit) for channel in sensor.channels]
-            starter.build(channels, sensor.rate_hz, made, name=sensor.name, window=sensor.window)
+            starter.build(channels, sensor.rate_hz, made, name=sensor.name, window=sensor.window, hop=sensor.hop)
             return Bundle.open(made), made.read_bytes()
     bundle = Bundle.open(path)
     sent = {channel.name for channel in sensor.channels}

@@ -639,8 +639,8 @@ def test_three_inputs_are_enough(
     """Board, sensor, broker. `run` works in tmp_path, where dist/ is. Starters are made for real in test_starter.py."""
     asked: list[Any] = []
 
-    def build(*wanted: Any, name: str, window: int | None) -> None:
-        asked.extend((wanted[0], wanted[1], name, window))
+    def build(*wanted: Any, name: str, window: int | None, hop: int | None) -> None:
+        asked.extend((wanted[0], wanted[1], name, window, hop))
         shutil.copy(bundle, wanted[2])
 
     monkeypatch.setattr(starter, "build", build)
@@ -653,7 +653,7 @@ def test_three_inputs_are_enough(
     assert [line[:2] for line in out.splitlines()[1:]] == ["1.", "2.", "3."]
     assert (tmp_path / node / "amiss/etc/model.amiss").read_bytes() == bundle.read_bytes()
     axes = [ChannelSpec(f"acceleration_{axis}", "m/s2") for axis in "xyz"]
-    assert asked == [axes, 800, "adxl345", 512]
+    assert asked == [axes, 800, "adxl345", 512, 256]
 
 
 def test_what_it_prints_is_what_to_do_next(

@@ -1,11 +1,15 @@
 """A model for a machine that nobody has recorded: it learns the one that it is put on, and then finds its faults."""
 
+import contextlib
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
-from deploy.starter import FEWEST, build, learning_minutes, usual_window
-from edge.bundle import Bundle, ChannelSpec
+from amiss import main
+from deploy.starter import FEWEST, learning_minutes, usual_window
+from edge.bundle import Bundle
 from edge.config import AlarmConfig
 from edge.errors import DataError
 from edge.operating.commission import commission
@@ -17,9 +21,17 @@ RATE_HZ = 100.0
 
 @pytest.fixture(scope="module")
 def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("starter") / "pump.amiss"
-    build([ChannelSpec(name, UNITS[name]) for name in CHANNELS], RATE_HZ, path, name="pump", window=64)
-    return path
+    """By the command that people type, for a sensor of their own."""
+    folder = tmp_path_factory.mktemp("starter")
+    channels = "".join(f'[[channels]]\nname = "{name}"\nunit = "{UNITS[name]}"\n' for name in CHANNELS)
+    (folder / "sensor.toml").write_text(f'title = "a pump"\nrate_hz = {RATE_HZ}\nwindow = 64\nformat = "csv"\n{channels}')
+    words = ["amiss", "starter", "--sensor", str(folder / "sensor.toml"), "--out", str(folder / "pump.amiss")]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+        patch.setattr(sys, "argv", words)
+        with contextlib.suppress(SystemExit):
+            main()
+    assert "learns its machine for 60 min" in said.getvalue()
+    return folder / "pump.amiss"
 
 
 def test_it_says_what_it_is(starter: Path) -> None:
