@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet dist image image-boot format clean mosquitto chromium systemd strace postgresql qemu qemu-system
+.PHONY: demo test arm64 packages soak check bench bench-detect bench-fleet dist image image-boot format clean mosquitto chromium systemd strace shellcheck chroots postgresql qemu qemu-system
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -15,12 +15,15 @@ demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compr
 	@$(BIN)/amiss demo
 
 # Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
-test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
+test: $(VENV)/.dev $(VENV)/tflite-runtime/.done $(VENV)/openvino/.done mosquitto chromium systemd strace shellcheck postgresql  ## the whole test suite, against a real Mosquitto and in a real browser
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 arm64: $(VENV)/.dev qemu  ## bundles on the processors of small boards, emulated: same scores, as many instructions as before
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
+
+packages: $(VENV)/.dev mosquitto chroots  ## everything of `make dist`, built and tried in Debians of its own: install, upgrade, purge …
+	@$(BIN)/python -m pytest -s tests/packages
 
 soak: $(VENV)/.dev mosquitto chromium strace  ## what only shows after very many samples, kills and days; docs/reliability.md
 	@$(BIN)/python -m pytest -m soak -n 2 --dist worksteal --durations=0 --durations-min=1
@@ -31,10 +34,11 @@ check: $(VENV)/.dev  ## style, types, who may import whom
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(VENV)/.dev  ## the agent against a hand-written loop and the bare runtime; what reliability costs; many streams
+bench: $(VENV)/.dev  ## the agent against a hand-written loop and the bare runtime; what reliability costs; many streams; a fast sensor
 	@$(BIN)/python -m benchmarks.agent
 	@$(BIN)/python -m benchmarks.reliability
 	@$(BIN)/python -m benchmarks.streams
+	@$(BIN)/python -m benchmarks.serial
 
 bench-fleet: $(VENV)/.dev mosquitto  ## a staged roll-out to 10, 100 and 1,000 devices on one broker
 	@$(BIN)/python -m benchmarks.fleet
@@ -44,7 +48,7 @@ bench-detect: $(VENV)/.bench  ## how well it finds what is amiss, beside what is
 	@$(BIN)/python -m benchmarks.bearings
 	@$(BIN)/python -m benchmarks.ablation
 
-dist: $(VENV)/.dev  ## wheel, sdist and Debian packages, with their SHA-256, into dist/
+dist: $(VENV)/.dev chroots  ## wheel, Debian packages, container image and install.sh, with their SHA-256, into dist/
 	@$(BIN)/python -m deploy.dist all
 
 image: $(VENV)/.dev qemu-system  ## our own image for an SD card, into dist/; as root, the first time half an hour
@@ -89,19 +93,35 @@ $(VENV)/tflite-runtime/.done: $(VENV)/.dev
 	else mkdir -p $(VENV)/tflite-runtime; fi
 	@touch $@
 
+# An ONNX Runtime with a provider that computes without a GPU, in a folder of its own: it is called as the other one is.
+$(VENV)/openvino/.done: $(VENV)/.dev
+	@mkdir -p $(VENV)/openvino
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then \
+	  $(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --target $(VENV)/openvino onnxruntime-openvino==1.24.1; fi
+	@touch $@
+
 # Debian's packages: as root they are installed, others are told how.
-mosquitto chromium strace:
+mosquitto chromium strace shellcheck:
 	@PATH="$$PATH:/usr/sbin"; command -v $@ >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -q >/dev/null && apt-get install -y -q $@ >/dev/null; \
 	else echo "the tests need $@: sudo apt-get install -y $@" >&2; exit 1; fi
 
-# Only its tools are used, to judge the unit file; it is never started.
-systemd:
-	@command -v systemd-analyze >/dev/null && exit 0; \
+# What makes root file systems and container images, also for another processor, and what judges packages.
+chroots:
+	@command -v buildah >/dev/null && command -v skopeo >/dev/null && command -v lintian >/dev/null && \
+	command -v mmdebstrap >/dev/null && command -v qemu-aarch64-static >/dev/null && command -v readelf >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends systemd >/dev/null; \
-	else echo "the tests need systemd-analyze: sudo apt-get install -y systemd" >&2; exit 1; fi
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends \
+	    buildah skopeo lintian mmdebstrap qemu-user-static binutils >/dev/null; \
+	else echo "packages need: sudo apt-get install -y buildah skopeo lintian mmdebstrap qemu-user-static binutils" >&2; exit 1; fi
+
+# Only its tools are used, to judge the unit file and the udev rules; nothing of it is started.
+systemd:
+	@command -v systemd-analyze >/dev/null && command -v udevadm >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends systemd udev >/dev/null; \
+	else echo "the tests need systemd-analyze and udevadm: sudo apt-get install -y systemd udev" >&2; exit 1; fi
 
 # Only its programs are used, on a port and in a folder of the test's own.
 postgresql:

@@ -115,6 +115,23 @@ class Cost(StrEnum):
     bytes = "bytes"
 
 
+def _say_version(said: bool) -> None:
+    if said:
+        from importlib.metadata import version
+
+        print(f"amiss {version('amiss')}")
+        raise typer.Exit
+
+
+@app.callback()
+def front(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def demo(
     recording: Annotated[

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -42,11 +43,16 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux201
 EXTRAS = ("update", "modbus")
 """What a device may need though not every one does: who installs a package has no pip to add it with."""
 LIB = "usr/lib/amiss"
+SCRIPTS = ("preinst", "postinst", "prerm", "postrm")
 UNIT = "usr/lib/systemd/system/amiss.service"
 
 UNUSED = (
     "bin",  # made for the Python that pip ran under
     "**/tests",
+    "**/test-*.sh",
+    "numpy/_core/_*_tests.*.so",
+    "**/.gitignore",
+    "typer/.agents",
     "**/*.pyi",
     "**/*.h",
     "**/*.a",
@@ -80,7 +86,8 @@ class Target:
 
     def version(self, released: str) -> str:
         """Of a Python version: `0.2.0rc1` → `0.2.0~rc1+deb13`. Higher for a newer Debian, whose upgrade so takes ours along."""
-        return re.sub(r"[.]?(a|b|rc|dev)(?=[0-9])", r"~\1", released) + f"+deb{self.debian}"
+        early = re.sub(r"(a|b|rc)(?=[0-9])", r"~\1", released.replace(".dev", "~~dev"))
+        return f"{early}+deb{self.debian}"
 
     def file_name(self, released: str) -> str:
         return f"amiss_{self.version(released)}_{self.architecture}.deb"
@@ -92,19 +99,24 @@ TARGETS = tuple(Target(debian, architecture) for debian in PYTHONS for architect
 def build(wheel: Path, target: Target, out: Path, epoch: int) -> Path:
     """Write the package of this wheel into the folder `out`. `epoch` is the time of everything in it, in seconds since 1970.
     Raises `PackageError`."""
-    released = wheel.name.split("-")[1]
+    version = wheel.name.split("-")[1]
     with tempfile.TemporaryDirectory(prefix="amiss-deb-") as folder:
         root = Path(folder) / "root"
         _vendor(wheel, target, root)
-        _ours(target, root, released, epoch)
-        _control(target, root, released)
+        _ours(target, root, version, epoch)
+        _control(target, root, version)
         _settle(root, epoch)
         out.mkdir(parents=True, exist_ok=True)
         draft = Path(folder) / "amiss.deb"
         # Its member times come from the environment, and the order from their names.
         environment = os.environ | {"SOURCE_DATE_EPOCH": str(epoch)}
         call("dpkg-deb", "--root-owner-group", "-Zxz", "-b", root, draft, environment=environment)
-        return Path(shutil.move(draft, out / target.file_name(released)))
+        return Path(shutil.move(draft, out / target.file_name(version)))
+
+
+def released() -> str:
+    """The version in pyproject.toml."""
+    return str(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"])
 
 
 def site(target: Target) -> str:
@@ -156,8 +168,8 @@ def _key(name: str) -> str:
 def _ours(target: Target, root: Path, released: str, epoch: int) -> None:
     lib = root / LIB
     (lib / "bin").mkdir()
-    (lib / "bin" / "python3").symlink_to(f"/usr/bin/python{target.python}")
-    (lib / "bin" / "amiss.py").write_text("from amiss import main\n\nmain()\n")
+    (lib / "bin" / "python3").symlink_to(f"../../../bin/python{target.python}")
+    (lib / "bin" / "amiss").write_text("from amiss import main\n\nmain()\n")
     (lib / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {target.python}\n")
     _put(root / "usr/bin/amiss", (DEBIAN / "launcher").read_text()).chmod(0o755)
     _put(root / UNIT, unit((REPOSITORY / "deploy/systemd/amiss.service").read_text()))
@@ -177,8 +189,7 @@ def _ours(target: Target, root: Path, released: str, epoch: int) -> None:
     news = f"amiss ({version}) stable; urgency=medium\n\n  * {released}: CHANGELOG.md.gz says what is new."
     _pack(doc / "changelog.gz", f"{news}\n\n -- {_maintainer()}  {date}\n")
     _pack(root / "usr/share/man/man1/amiss.1.gz", (DEBIAN / "amiss.1").read_text().replace("@VERSION@", released))
-    if (DEBIAN / "lintian-overrides").exists():
-        _put(root / "usr/share/lintian/overrides/amiss", (DEBIAN / "lintian-overrides").read_text())
+    _put(root / "usr/share/lintian/overrides/amiss", (DEBIAN / "lintian-overrides").read_text())
 
 
 def unit(text: str) -> str:
@@ -204,6 +215,7 @@ def _licenses(site: Path, target: Target) -> str:
         "",
         "Packages of others, unchanged but for files that a device does not use (tests, headers, tools). Their licenses are in",
         f"/{LIB}/lib/python{target.python}/site-packages/*.dist-info.",
+        "Apache's is in /usr/share/common-licenses/Apache-2.0, too.",
         "",
     ]
     for distribution in sorted(metadata.distributions(path=[str(site)]), key=lambda d: _key(d.metadata["Name"])):
@@ -247,14 +259,14 @@ def _control(target: Target, root: Path, released: str) -> None:
     }
     (into / "md5sums").write_text("".join(sums))
     (into / "conffiles").write_text("/etc/default/amiss\n")
-    for name in ("control", "postinst", "prerm", "postrm"):
+    for name in ("control", *SCRIPTS):
         text = re.sub("@([A-Z]+)@", lambda found: fill[found[1]], (DEBIAN / name).read_text())
         _put(into / name, text)
 
 
 def _settle(root: Path, epoch: int) -> None:
     """Rights and times as they are to be, whatever pip and this user's umask made of them."""
-    programs = {root / "usr/bin/amiss", *(root / "DEBIAN" / name for name in ("postinst", "prerm", "postrm"))}
+    programs = {root / "usr/bin/amiss", *(root / "DEBIAN" / name for name in SCRIPTS)}
     for path in sorted(root.rglob("*"), reverse=True):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() or path in programs else 0o644)
@@ -280,10 +292,12 @@ def _pack(path: Path, text: str) -> None:
     path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
-def call(*command: str | Path, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
+def call(
+    *command: str | Path, environment: Mapping[str, str] | None = None, folder: Path | None = None, stdin: str | None = None
+) -> str:
     """What it prints. Raises `PackageError` with the last line it complained in."""
     try:
-        done = subprocess.run([*map(str, command)], env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run([*map(str, command)], env=environment, cwd=folder, input=stdin, capture_output=True, text=True)
     except OSError as error:
         raise PackageError(f"{command[0]} cannot be started: {error.strerror or error}") from None
     if done.returncode != 0:

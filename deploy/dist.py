@@ -1,11 +1,13 @@
 """Everything that is handed out, made from one checkout: `python -m deploy.dist`, or `make dist`.
 
-    python -m deploy.dist all --out dist                                  everything, and SHA256SUMS
-    python -m deploy.dist wheel --out dist                                wheel and sdist
-    python -m deploy.dist deb --debian 13 --arch arm64 --out dist         one Debian package
+    python -m deploy.dist all                                   everything below, and SHA256SUMS; as root
+    python -m deploy.dist wheel                                 wheel, sdist, and install.sh with what it wants beside it
+    python -m deploy.dist deb --debian 13 --arch arm64          Debian packages: all of them, or one
+    python -m deploy.dist image                                 the container image, from packages in the folder; as root
 
-Made of what git tracks, as it is in the working tree. Everything in it has the time of the last commit (or
-$SOURCE_DATE_EPOCH), so whoever makes it again gets the same bytes.
+Made of what git tracks, as it is in the working tree, into the folder dist (or --out). Everything in it has the time of the
+last commit (or $SOURCE_DATE_EPOCH), so whoever makes it again from the same wheels gets the same bytes. Only the container
+image depends on more: on Debian as it is that day.
 """
 
 import argparse
@@ -20,11 +22,19 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from deploy import deb
+from deploy import deb, oci, roots
 from deploy.deb import PackageError, call
 from edge.errors import AmissError
 
-HOOKS = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_sdist(out); b.build_wheel(out)"
+HOOKS = """\
+import os, sys
+from setuptools import build_meta
+
+os.umask(0o022)  # of whoever builds: rights go into both files
+out = sys.argv[1]
+build_meta.build_sdist(out)
+build_meta.build_wheel(out)
+"""
 SUMS = "SHA256SUMS"
 
 
@@ -76,6 +86,13 @@ def _repacked(archive: bytes, time_s: int) -> bytes:
     return packed.getvalue()
 
 
+def installer(out: Path) -> list[Path]:
+    """Copy install.sh, and what it installs besides the wheel, into `out`."""
+    deploy = deb.REPOSITORY / "deploy"
+    sources = [deploy / "install.sh", deb.REPOSITORY / "constraints.txt", deploy / "systemd/amiss.service"]
+    return [Path(shutil.copy(source, out)) for source in [*sources, *sorted((deploy / "udev").glob("*.rules"))]]
+
+
 def write_sums(folder: Path) -> Path:
     """SHA-256 of everything in the folder, as `sha256sum -c` reads it."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
@@ -86,7 +103,7 @@ def write_sums(folder: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="deploy.dist", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("all", "wheel", "deb"), help="what to make")
+    parser.add_argument("what", choices=("all", "wheel", "deb", "image"), help="what to make")
     parser.add_argument("--out", type=Path, default=Path("dist"), help="folder to write to (default: dist)")
     parser.add_argument("--debian", type=int, choices=sorted(deb.PYTHONS), help="only for this Debian")
     parser.add_argument("--arch", choices=sorted(deb.MACHINES), help="only for this architecture")
@@ -94,15 +111,20 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     time_s = epoch()
     made: list[Path] = []
-    if options.what == "deb":
-        with tempfile.TemporaryDirectory(prefix="amiss-dist-") as folder:
-            whl, _ = wheel(Path(folder), time_s)
-            made = _debs(whl, options, time_s)
-    else:
-        made = list(wheel(options.out, time_s))
-        if options.what == "all":
-            made += _debs(made[0], options, time_s)
-            made.append(write_sums(options.out))
+    if options.what == "all":
+        roots.root_only("the container image has files of root's (python -m deploy.dist wheel, or deb, does without)")
+        for old in [*options.out.glob("amiss-*"), *options.out.glob("amiss_*")]:
+            old.unlink()  # of another version: it would be summed up with these
+    with tempfile.TemporaryDirectory(prefix="amiss-dist-") as folder:
+        if options.what in ("all", "wheel"):
+            made += wheel(options.out, time_s)
+            made += installer(options.out)
+        if options.what in ("all", "deb"):
+            made += _debs(made[0] if made else wheel(Path(folder), time_s)[0], options, time_s)
+        if options.what in ("all", "image"):
+            made.append(oci.build(options.out, deb.released(), options.out, time_s))
+    # What is taken without the sums is taken at the maker's word.
+    made.append(write_sums(options.out))
     sizes = {path.name: path.stat().st_size for path in made}
     if options.json:
         print(json.dumps(sizes, indent=2))

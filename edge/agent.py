@@ -122,11 +122,11 @@ class Agent:
             self.models = Models(self._place / "models", Path(config.bundle))
         serving: Serving | None = None
         if self.models is not None:
-            self.bundle, serving, proof = open_serving(self.models)
+            self.bundle, serving, proof = open_serving(self.models, config.runtime.provider)
         else:
-            self.bundle = Bundle.open(Path(config.bundle))
+            self.bundle = Bundle.open(Path(config.bundle), provider=config.runtime.provider)
             proof = self.bundle.self_test()
-        log.info("model %s verified: golden scores within %.1g", self.bundle.digest[:16], proof.worst)
+        log.info("model %s verified: golden scores within %.1g, by %s", self.bundle.digest[:16], proof.worst, proof.runtime)
         self.settings = kept.load(self._place)
         alarm = self._promised()
         if self.settings.alarm:
@@ -681,6 +681,7 @@ class Agent:
             config=self._effective(),
             false_alarms_per_week=self._alarm(self.settings).per_week,
             backend=self.bundle.backend.name,
+            provider=self.bundle.backend.provider,
             machine=os.uname().machine,
             board=system.board(),
             config_schema=configs.schema(),

@@ -22,6 +22,7 @@ The digest of a bundle is the SHA-256 of its file, what `sha256sum` prints. Ever
 
 import hashlib
 import io
+import logging
 import math
 import zipfile
 from collections.abc import Mapping
@@ -40,7 +41,17 @@ from edge.files import at_once
 from edge.head import Head
 from edge.pipeline import Pipeline
 from edge.scoring.alerts import AlarmPolicy
-from edge.scoring.backends import OUTPUTS, RUNTIMES, Backend, Outputs, first_installed, installed, run_in_slices
+from edge.scoring.backends import (
+    CPU,
+    OUTPUTS,
+    RUNTIMES,
+    Backend,
+    OnnxBackend,
+    Outputs,
+    first_installed,
+    installed,
+    run_in_slices,
+)
 from edge.scoring.ensemble import parse
 from edge.scoring.inject import inject, usual_spread
 from edge.scoring.smoothing import Smoother
@@ -48,6 +59,8 @@ from edge.scoring.streaming import StreamGraph, open_stream
 from edge.sensing.health import SensorHealth
 from edge.sensing.windows import MissingPolicy, Windower
 from edge.signal import Float32, Windows
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 FAULTS = 448
@@ -139,6 +152,7 @@ class SelfTest:
     """Relative to 1 + score."""
     tolerance: float
     runtime: str
+    """And on what, where that is not the CPU."""
 
 
 class Bundle:
@@ -157,12 +171,15 @@ class Bundle:
         self.manifest, self.digest, self.size = manifest, digest, size
         self.backend, self.head = backend, head
         self.golden, self.stream = golden, stream
+        self.declined = ""
+        """Why the CPU computes although another provider was asked for."""
         self._faults: Outputs | None = None
 
     @classmethod
-    def open(cls, path: Path, runtime: str | None = None) -> Self:
+    def open(cls, path: Path, runtime: str | None = None, *, provider: str = CPU) -> Self:
         """Read, verify and load, for this `runtime` or for the first of the manifest's that is installed.
 
+        A `provider` of ONNX Runtime (`auto`: cuda, if there is one) goes before that where it gives the golden scores.
         Raises `NoInputError` when there is no file, `BundleError` when a rule does not hold or no runtime is installed.
         """
         data = _read(path)
@@ -181,7 +198,26 @@ class Bundle:
         except BundleError as error:
             raise BundleError(f"{path}: {error}") from None
         digest = hashlib.sha256(data).hexdigest()
-        return cls(manifest, digest, backend, head, proof, len(data), stream)
+        bundle = cls(manifest, digest, backend, head, proof, len(data), stream)
+        if provider != CPU:
+            bundle._hand_to(provider, members.get("model.onnx"))
+        return bundle
+
+    def _hand_to(self, provider: str, model: bytes | None) -> None:
+        """Have the windows computed there, or say why not and leave everything as it is.
+
+        A device that goes on watching is better than one that stops, and a number that is another one is worse than both.
+        """
+        usual = self.backend
+        try:
+            if model is None or "onnxruntime" not in self.manifest.runtimes or not installed("onnxruntime"):
+                raise BundleError(f"{usual.name} runs this bundle, and providers are ONNX Runtime's")
+            self.backend = OnnxBackend(model, "cuda" if provider == "auto" else provider)
+            self.self_test()
+        except Exception as error:  # what a driver says while it computes comes as one of ONNX Runtime's bare classes
+            self.backend, self.declined = usual, f"{error}".partition("\n")[0]
+            level = logging.INFO if provider == "auto" else logging.WARNING
+            log.log(level, 'runtime.provider = "%s" is not used, the CPU computes: %s', provider, self.declined)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -203,10 +239,13 @@ class Bundle:
         worst = max(float(np.max(np.abs(score - wanted) / (1 + np.abs(wanted)), initial=0.0)) for score in scores)
         if not worst <= self.tolerance:
             raise BundleError(
-                f"self-test failed: with {self.backend.name} this machine's scores differ from the build machine's by "
+                f"self-test failed: with {self._computed_by()} this machine's scores differ from the build machine's by "
                 f"{worst:.2g}, {self.tolerance:.2g} is allowed; rebuild the bundle for this runtime and processor"
             )
-        return SelfTest(worst, self.tolerance, self.backend.name)
+        return SelfTest(worst, self.tolerance, self._computed_by())
+
+    def _computed_by(self) -> str:
+        return self.backend.name if self.backend.provider == CPU else f"{self.backend.name} on {self.backend.provider}"
 
     def smoother(self, hop: int, *, smooth: bool = True) -> Smoother:
         """Over scores of windows `hop` samples apart, at positions in nanoseconds."""

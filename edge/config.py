@@ -115,6 +115,14 @@ USB_PORT = re.compile(r"usb:([0-9a-fA-F]{4}):([0-9a-fA-F]{4})(?::(.+))?")
 """`port` by what the device says of itself: vendor, product, and its serial number."""
 
 
+class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What computes the model."""
+
+    provider: Literal["cpu", "auto", "cuda", "tensorrt", "openvino"] = "cpu"
+    """What ONNX Runtime hands the model to; `auto`: `cuda` where there is one. Where it is absent, cannot be started, takes
+    nothing of the model upon itself or computes something else, the CPU does it as before, and a line of the log says why."""
+
+
 class AlarmConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a strange score becomes an alert. Durations are in windows because windows are what is judged."""
 
@@ -293,6 +301,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     streams: Annotated[dict[Name, StreamConfig], Meta(min_length=1)]
     mqtt: MqttConfig = MqttConfig()
     alarm: AlarmConfig = AlarmConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
     requests: RequestsConfig = RequestsConfig()
     homeassistant: HomeAssistantConfig | None = None
     web: WebConfig | None = None
@@ -444,7 +453,7 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-_SECTIONS = ("mqtt", "alarm", "streams", "requests", "homeassistant", "web", "metrics", "update")
+_SECTIONS = ("mqtt", "alarm", "runtime", "streams", "requests", "homeassistant", "web", "metrics", "update")
 
 
 def _from_environment(environ: Mapping[str, str], path: Path) -> dict[str, Any]:

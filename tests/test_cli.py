@@ -15,6 +15,7 @@ from mosquitto import Authority, Mosquitto
 from small_bundle import CHANNELS, build, normal
 
 import amiss
+from deploy.deb import released
 from deploy.machine import SerialPort
 from edge.sensing.recordings import Recording, read_recording, write_recording
 
@@ -578,3 +579,8 @@ port = 1
         r"modbus of 2 channels, but no value of vibration, \d+ damaged: unit 1 refuses holding register 40: no such register",
         out + err,
     )
+
+
+def test_it_says_its_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "amiss", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"amiss {released()}\n")

@@ -95,7 +95,7 @@ class Card:
 
 
 class Wire:
-    """This end of the emulated serial cable. An emulated board is late at times, as no real one is: what is sent waits for it."""
+    """This end of the emulated serial cable. An emulated board is late at times, more than a real one: what is sent waits."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)

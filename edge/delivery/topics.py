@@ -269,6 +269,8 @@ class InfoPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     false_alarms_per_week: float | None = None
     """What `alarm.false_alarms` asks for, whatever unit of time it is given in."""
     backend: str | None = None
+    provider: str | None = None
+    """What computes, as found and not as configured: `cpu`, `cuda` …"""
     machine: str | None = None
     """Architecture, as `uname -m` says it."""
     board: str | None = None

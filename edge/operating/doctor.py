@@ -6,8 +6,10 @@ when root looks, no file of root's is left behind for the agent to stumble over.
 """
 
 import difflib
+import importlib.metadata
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -22,7 +24,7 @@ import numpy as np
 
 from edge import config as configs
 from edge.bundle import Bundle
-from edge.config import DeviceConfig
+from edge.config import DeviceConfig, StreamConfig
 from edge.delivery import rights
 from edge.delivery.mqtt import connect_once
 from edge.delivery.outbox import look
@@ -32,9 +34,10 @@ from edge.operating import settings as kept
 from edge.operating import system
 from edge.operating.finding import Finding, fault, ok, warning
 from edge.operating.host import Holder, Host
-from edge.scoring.backends import RUNTIMES, installed
+from edge.scoring.backends import CPU, RUNTIMES, Backend, installed
 from edge.sensing.ports import Ports
-from edge.sensing.sources import port_source
+from edge.sensing.sources import SerialSource, port_source, what_decodes
+from edge.signal import Float32
 from edge.updating.store import glance
 
 LOOKS = 10
@@ -42,6 +45,8 @@ LOOKS = 10
 LISTEN_S = 3.0
 """How long to listen to a port, or for three samples of a slow sensor."""
 EXPIRY_DAYS = 30
+SLOWER = 1.2
+"""Times as long as on the CPU: what is not worth it for certain."""
 OLD_S = 24 * 3600.0
 """Records that wait longer have had their chance."""
 
@@ -84,11 +89,17 @@ def examine(
     if not quick:
         attempt("environment", lambda: _environment(environ))
         attempt("secrets", lambda: _secrets(config, path, environ))
-    attempt("model", lambda: _model(config, folder, bundles))
+        attempt("wheels", lambda: _wheels(host))
+    # What ends the process that loads it would end this one, too.
+    if not any("ends the process" in one.message for one in found):
+        attempt("model", lambda: _model(config, folder, bundles, quick))
     if not quick:
-        attempt("software", lambda: _software(bundles))
+        attempt("software", lambda: _software(bundles, host))
     attempt("state folder", lambda: _state(config, folder, host, agent, quick, wall))
-    for name in config.streams:
+    for name, stream in config.streams.items():
+        if not quick:
+            parity = stream.modbus.parity if stream.modbus else "none"
+            attempt(f"pins of {name}", partial(machine.pins, host, stream.port, stream.baud, parity))
         attempt(f"port of {name}", partial(_port, config, name, bundles, host, agent, quick))
     if not quick:
         attempt("ports", lambda: machine.grabbers(host))
@@ -145,16 +156,17 @@ def _secrets(config: DeviceConfig, path: Path, environ: Mapping[str, str]) -> li
     return found or ([ok("secrets", "readable by their owner only")] if files else [])
 
 
-def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle]) -> list[Finding]:
-    bundle = Bundle.open(Path(config.bundle))
+def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle], quick: bool) -> list[Finding]:
+    path, provider = Path(config.bundle), config.runtime.provider
+    bundle = Bundle.open(path, provider=provider)
     proof = bundle.self_test()
     found = []
     if config.update is not None and (serving := glance(folder / "models")) is not None:
         # The one that is pushed is what counts from here on; that of the configuration is what is left when all others fail.
         spare = f"{bundle.manifest.name} {bundle.manifest.version}, golden scores within {proof.worst:.1g}"
         try:
-            pushed = Bundle.open(serving.path)
-            proof, bundle = pushed.self_test(), pushed
+            pushed = Bundle.open(serving.path, provider=provider)
+            proof, bundle, path = pushed.self_test(), pushed, serving.path
             on = ", on probation" if serving.role == "trial" else ""
             found = [ok("model of last resort", spare), ok("models", f"number {serving.number} of the repository runs{on}")]
         except AmissError as error:
@@ -168,10 +180,79 @@ def _model(config: DeviceConfig, folder: Path, bundles: list[Bundle]) -> list[Fi
     if changed:
         keys = ", ".join(f"alarm.{key}" for key in sorted(changed))
         found.append(ok("settings", f"{keys}: set while the agent ran, and stronger than device.toml"))
+    if provider != CPU and not quick:
+        found.append(_provider(provider, bundle, path))
     return found
 
 
-def _software(bundles: list[Bundle]) -> list[Finding]:
+def _provider(wanted: str, bundle: Bundle, path: Path) -> Finding:
+    """Does it compute, and is that worth it? A small model is done before a GPU has begun."""
+    if bundle.declined:
+        what = f"runtime.provider = {wanted!r} is not used, the CPU computes: {bundle.declined}"
+        if wanted == "auto":
+            return ok("provider", what)
+        return warning("provider", what, 'docs/howto/jetson.md says what it takes; or runtime.provider = "cpu"')
+    theirs, ours = (_window_ms(one.backend, bundle.golden.x[:1]) for one in (bundle, Bundle.open(path)))
+    shares = ", ".join(f"{name} {count}" for name, count in getattr(bundle.backend, "operations", {}).items())
+    told = f"{bundle.backend.provider} takes {theirs:.2g} ms a window, the CPU {ours:.2g} ms"
+    told += f" (operations: {shares})" if shares else ""
+    if theirs > SLOWER * ours:
+        return warning("provider", told, 'runtime.provider = "cpu" in device.toml')
+    return ok("provider", told)
+
+
+def _window_ms(backend: Backend, x: Float32) -> float:
+    """Median; after a few that are not counted, because the first ones make room."""
+    took = []
+    for _ in range(40):
+        began = time.perf_counter()
+        backend.run(x)
+        took.append(time.perf_counter() - began)
+    return 1000 * sorted(took[8:])[16]
+
+
+def _wheels(host: Host) -> list[Finding]:
+    return [
+        *machine.python(host),
+        *machine.libraries(host, [one.module for one in RUNTIMES.values() if find_spec(one.module)], sys.executable),
+    ]
+
+
+def _software(bundles: list[Bundle], host: Host) -> list[Finding]:
+    found = []
+    # Both come as a folder `onnxruntime`: who was installed last has overwritten some of the other's files.
+    twins = [name for name in ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino") if _distributed(name)]
+    if len(twins) > 1:
+        found.append(
+            warning(
+                "software",
+                f"{' and '.join(twins)} are both installed, in the same folder",
+                f"{sys.executable} -m pip uninstall {' '.join(twins)}; then install the one that is wanted",
+            )
+        )
+    target, here = bundles[0].manifest.target if bundles else "", machine.board(host)
+    if here is not None and target and target not in (here, "generic-arm64"):
+        found.append(
+            warning(
+                "board",
+                f"{machine.model_name(host)} ({here}); the model was made for {target}: what was measured there does not hold",
+                f"amiss quantize … --target {here}",
+            )
+        )
+    elif called := machine.model_name(host):
+        found.append(ok("board", called + (f" ({here})" if here else "")))
+    return [*found, *_versions(bundles)]
+
+
+def _distributed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _versions(bundles: list[Bundle]) -> list[Finding]:
     versions = system.versions() | (bundles[0].backend.versions() if bundles else {})
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     usable = [name for name in RUNTIMES if installed(name)]
@@ -215,6 +296,7 @@ def _state(
         )
     if not quick:
         found += _outbox(outbox, size, agent, wall)
+        found += machine.kept(host, place)
         found += machine.wear(host, place, agent)
     held = f"; {agent} uses it" if agent else ""
     return [ok("state folder", f"{folder} {'can be written' if folder == place else 'can be made'}{held}"), *found]
@@ -266,14 +348,15 @@ def _port(
     ports = Ports(host.root / "sys", host.root / "dev")
     device = ports.resolve(stream.port)
     beside = [] if quick else [*_lasting(what, stream.port, device, ports), *machine.console(host, device)]
+    if not quick and Path(device).exists() and not Path(device).resolve().is_relative_to("/dev/pts"):
+        beside += machine.rights(Path(device))
     others = host.holders(Path(device)) if Path(device).exists() else []
     if agent is not None and any(other.pid == agent.pid for other in others):
         return [ok(what, f"{device} is read by {agent}"), *beside]
     if others:
         first = others[0]
         raise SourceLostError(
-            f"{device}: {', '.join(map(str, others))} has it open and takes bytes away; sudo kill {first.pid}   "
-            f"(what starts it: systemctl status {first.pid})"
+            f"{device}: {', '.join(map(str, others))} has it open and takes bytes away; {machine.letting_go(first, device)}"
         )
     if not bundles:
         if not Path(device).exists():
@@ -284,14 +367,41 @@ def _port(
     with closing(port_source(listening, bundle.channels, bundle.manifest.rate_hz)) as source:
         # Silence and garbage end this loop as SourceLostError, which says what to do about it.
         seen = np.zeros(len(bundle.channels), bool)
-        for samples in islice((samples for samples in source.samples() if len(samples)), LOOKS):
-            seen |= np.isfinite(samples.x).any(axis=1)
-            if seen.all():
-                break
+        try:
+            for samples in islice((samples for samples in source.samples() if len(samples)), LOOKS):
+                seen |= np.isfinite(samples.x).any(axis=1)
+                if seen.all():
+                    break
+        except SourceLostError as error:
+            if quick or not isinstance(source, SerialSource) or not source.received:
+                raise
+            return [_garbage(what, stream, bundle, error), *beside]
     damaged = f", {source.corrupt} damaged: {source.trouble}" if source.corrupt else ""
     without = [channel for channel, there in zip(bundle.channels, seen, strict=True) if not there]
     absent = f", but no value of {', '.join(without)}" if without else ""
     return [ok(what, f"{stream.port} delivers {stream.format} of {len(seen)} channels{absent}{damaged}"), *beside]
+
+
+def _garbage(what: str, stream: StreamConfig, bundle: Bundle, error: SourceLostError) -> Finding:
+    """Something is sent and nothing of it makes sense: at which rate would it?"""
+    found = what_decodes(stream, bundle.channels, bundle.manifest.rate_hz)
+    if found is None:
+        return fault(
+            what, SourceLostError(f"{error}; nor does any usual rate or another format help: is the wiring right (GND)?")
+        )
+    baud, name = found
+    wrong = [
+        f"{key} = {right}"
+        for key, right, is_so in (
+            ("baud", str(baud), baud == stream.baud),
+            ("format", f'"{name}"', name == stream.format),
+        )
+        if not is_so
+    ]
+    cause = str(error).partition("; check")[0]
+    if not wrong:
+        return fault(what, SourceLostError(f"{cause}; it came and made sense a moment later: a loose contact? Look again"))
+    return fault(what, SourceLostError(cause), f"{' and '.join(wrong)} in device.toml: tried, and the sensor makes sense so")
 
 
 def _lasting(what: str, port: str, device: str, ports: Ports) -> list[Finding]:

@@ -1,17 +1,21 @@
 """What can be wrong with the computer itself, read from /proc and /sys; nothing is changed, and no other program is asked
-but systemctl.
+but systemctl, a Raspberry Pi's vcgencmd, and Python whether libraries can be loaded.
 
 Every probe takes a `Host`, whose root may be a folder that looks like the computer somebody has trouble with.
 """
 
 import datetime
+import grp
 import os
+import re
+import stat
+import struct
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge.errors import AccessError, StorageError
+from edge.errors import AccessError, BundleError, StorageError
 from edge.operating import system
 from edge.operating.finding import Finding, fault, ok, warning
 
@@ -25,6 +29,22 @@ CARD_FILLS = 100
 synced writes cost several times their size."""
 SETTLING_S = 3600.0
 """The first hour of an agent says nothing of a day."""
+PATIENCE_S = 20.0
+"""With another program. A Pi Zero takes seven seconds to load a library."""
+MINI_BAUD = 115200
+"""What a mini UART is good for: it holds back eight bytes and goes by the core's clock."""
+
+BOARDS = (
+    ("raspberry-pi-zero-2w", r"Raspberry Pi Zero 2"),
+    ("raspberry-pi-3", r"Raspberry Pi (3|Compute Module 3)"),
+    ("raspberry-pi-4", r"Raspberry Pi (4|Compute Module 4)"),
+    ("raspberry-pi-5", r"Raspberry Pi (5|Compute Module 5)"),
+    ("jetson-orin-nano", r"(NVIDIA )?(Jetson )?Orin N"),
+)
+"""A file of firmware-configs/boards, and how the device tree's name of the board begins."""
+MINI_UART = ("raspberry-pi-zero-2w", "raspberry-pi-3", "raspberry-pi-4")
+"""Their one good port is Bluetooth's, and the pins have a small one (`ttyS0`)."""
+RULES = ("etc/udev/rules.d/60-amiss.rules", "usr/lib/udev/rules.d/60-amiss.rules", "lib/udev/rules.d/60-amiss.rules")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +69,7 @@ class Mount:
 def run_command(command: Sequence[str]) -> str:
     """stdout; empty when it cannot be run or hangs."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
@@ -111,7 +131,26 @@ class Host:
 
 
 def examine(host: Host) -> list[Finding]:
-    return [*clock(host), *power(host), *temperature(host), *memory(host), *processor(host), *service(host)]
+    return [
+        *clock(host),
+        *power(host),
+        *temperature(host),
+        *memory(host),
+        *processor(host),
+        *service(host),
+        *limits(host),
+    ]
+
+
+def model_name(host: Host) -> str:
+    """What the device tree calls the board; empty on a PC."""
+    return host.text("proc/device-tree/model") or host.text("sys/firmware/devicetree/base/model")
+
+
+def board(host: Host) -> str | None:
+    """Its file in firmware-configs/boards; None: none of those that are there is about it."""
+    called = model_name(host)
+    return next((name for name, begins in BOARDS if re.match(begins, called)), None)
 
 
 def clock(host: Host, now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)) -> list[Finding]:
@@ -144,6 +183,8 @@ def power(host: Host) -> list[Finding]:
         if host.text(path) == "rpi_volt" and host.number(path.replace("/name", "/in0_lcrit_alarm"))
     ]
     told = host.text("sys/devices/platform/soc/soc:firmware/get_throttled")
+    if not told and model_name(host).startswith("Raspberry Pi"):
+        told = host.run(["vcgencmd", "get_throttled"]).strip().removeprefix("throttled=")
     try:
         bits = int(told, 16)  # without 0x, or with it
     except ValueError:
@@ -162,7 +203,17 @@ def power(host: Host) -> list[Finding]:
         ]
     if bits & 0x4:
         return [warning("power", "the processor is throttled now", "give it a heat sink or air")]
-    return [ok("power", "no under-voltage")] if told or _has_volt(host) else []
+    jetson = [path for path in host.glob("sys/class/hwmon/hwmon*/name") if host.text(path) == "soctherm_oc"]
+    counts = [host.number(at) or 0 for path in jetson for at in host.glob(path.replace("/name", "/oc*_event_cnt"))]
+    if sum(counts):
+        return [
+            warning(
+                "power",
+                f"throttled {sum(counts)} times since the start because the board took more power than it may",
+                "a stronger supply, or a smaller power mode: sudo nvpmodel -q says which, -m N sets one",
+            )
+        ]
+    return [ok("power", "no under-voltage")] if told or counts or _has_volt(host) else []
 
 
 def _has_volt(host: Host) -> bool:
@@ -279,12 +330,12 @@ def grabbers(host: Host) -> list[Finding]:
     """Programs that are known to open every new serial port."""
     names = {process.name for process in host.processes()}
     found = []
-    if "ModemManager" in names:
+    if "ModemManager" in names and not any(host.text(path) for path in RULES):
         found.append(
             warning(
                 "ModemManager",
                 "it opens every new USB port for some seconds, looking for a modem, and writes to the sensor",
-                "sudo systemctl disable --now ModemManager",
+                "sudo install -m 644 deploy/udev/60-amiss.rules /etc/udev/rules.d/   (or systemctl disable --now ModemManager)",
             )
         )
     if "brltty" in names:
@@ -300,13 +351,176 @@ def grabbers(host: Host) -> list[Finding]:
 
 def console(host: Host, device: str) -> list[Finding]:
     """Does the kernel write to the port, too?"""
-    name = Path(device).name
+    name = tty_name(device)
     if any(word.split(",")[0] == f"console={name}" for word in host.text("proc/cmdline").split()):
         return [
             warning(
                 f"console on {name}",
                 "the kernel and a login prompt write to this port",
                 "sudo raspi-config nonint do_serial_cons 1; elsewhere take console= off the kernel's command line",
+            )
+        ]
+    return []
+
+
+def tty_name(device: str) -> str:
+    """/dev/serial0 → ttyS0"""
+    return Path(device).resolve().name
+
+
+def rights(device: Path) -> list[Finding]:
+    """May the service open it? root, who looks, may open everything."""
+    status = device.stat()
+    try:
+        group = grp.getgrgid(status.st_gid).gr_name
+    except KeyError:
+        group = str(status.st_gid)
+    if group == "dialout" and status.st_mode & 0o060 == 0o060:
+        return []
+    return [
+        warning(
+            f"right to {device.name}",
+            f"{stat.filemode(status.st_mode)[1:]} of the group {group}: the service is in dialout and may not open it",
+            "a login prompt leaves ports so: sudo systemctl disable --now serial-getty@"
+            f"{tty_name(str(device))} (Jetson: nvgetty), then reboot",
+        )
+    ]
+
+
+def letting_go(holder: Holder, device: str) -> str:
+    """How somebody else stops having the port open."""
+    if holder.name in ("agetty", "getty", "login"):
+        return f"sudo systemctl disable --now serial-getty@{tty_name(device)}   (on a Jetson: nvgetty)"
+    if holder.name == "gpsd":
+        return "sudo systemctl disable --now gpsd.socket gpsd"
+    return f"sudo kill {holder.pid}   (what starts it: systemctl status {holder.pid})"
+
+
+def pins(host: Host, port: str, baud: int, parity: str) -> list[Finding]:
+    """The port on a Raspberry Pi's pins, which is off until somebody turns it on, and on most of them a small one."""
+    board_name, device = board(host), host.root / port.lstrip("/")
+    if board_name not in (*MINI_UART, "raspberry-pi-5") or Path(port).name not in ("serial0", "ttyS0", "ttyAMA0"):
+        return []
+    what, turn_on = f"pins of {Path(port).name}", "sudo raspi-config nonint do_serial_hw 0 && sudo reboot"
+    on_pins = '"/dev/ttyAMA0"' if board_name == "raspberry-pi-5" else '"/dev/serial0"'
+    if not device.exists():
+        return [warning(what, f"{port} is not there: the port on the pins is off", f"{turn_on}; then port = {on_pins}")]
+    name = device.resolve().name
+    if name == "ttyAMA10":
+        return [warning(what, f"{port} is the small debug socket on this board, and not on the pins", f"port = {on_pins}")]
+    settings = _boot_settings(host)
+    if name == "ttyAMA0" and board_name in MINI_UART and not settings & {"dtoverlay=disable-bt", "dtoverlay=miniuart-bt"}:
+        return [warning(what, f"{port} is Bluetooth's on this board, and not on the pins", 'port = "/dev/serial0"')]
+    if name != "ttyS0" or board_name not in MINI_UART:
+        return []
+    better = (
+        f'add dtoverlay=disable-bt to /{_boot(host)}, sudo systemctl disable hciuart, sudo reboot; then port = "/dev/serial0"'
+    )
+    if parity != "none":
+        return [warning(what, f"{port} is the mini UART, which knows no parity; the stream wants {parity}", better)]
+    if not any(one == "enable_uart=1" or one.startswith(("core_freq=", "core_freq_min=")) for one in settings):
+        return [
+            warning(
+                what,
+                f"{port} is the mini UART, whose baud rate follows the clock of the core: it is wrong whenever that changes",
+                f"enable_uart=1 in /{_boot(host)} holds the clock; better: {better}",
+            )
+        ]
+    if baud > MINI_BAUD:
+        return [warning(what, f"{port} is the mini UART: at {baud} baud it loses bytes when the processor is busy", better)]
+    return [ok(what, f"{port} is the mini UART, its clock is held; good for {MINI_BAUD} baud")]
+
+
+def _boot(host: Host) -> str:
+    """config.txt, whose place has changed."""
+    return next(
+        (path for path in ("boot/firmware/config.txt", "boot/config.txt") if host.text(path)), "boot/firmware/config.txt"
+    )
+
+
+def _boot_settings(host: Host) -> set[str]:
+    lines = (line.partition("#")[0].strip() for line in host.text(_boot(host)).splitlines())
+    return {re.sub(r"\s*=\s*", "=", line) for line in lines if line}
+
+
+def limits(host: Host) -> list[Finding]:
+    """Raspberry Pi OS turns off what MemoryMax= needs. Silent where there is no systemd."""
+    controllers = host.text("sys/fs/cgroup/cgroup.controllers").split()
+    if not controllers or "memory" in controllers or not (host.root / "run/systemd/system").is_dir():
+        return []
+    return [
+        warning(
+            "memory limit",
+            "the kernel counts no memory of services: MemoryMax= has no effect, and when memory runs out anybody may be killed",
+            "add cgroup_enable=memory to the one line of /boot/firmware/cmdline.txt, sudo reboot",
+        )
+    ]
+
+
+def libraries(host: Host, modules: Sequence[str], python: str) -> list[Finding]:
+    """Can they be loaded? Asked of another process, because one that does not fit the processor ends whoever loads it."""
+    begun: list[str] = []
+    ended: dict[str, str] = {}
+    for line in host.run([python, "-c", _LOAD, *modules]).splitlines():
+        mark, _, rest = line.partition(" ")
+        name, _, told = rest.partition("\t")
+        if mark == "loading" and name in modules:
+            begun.append(name)
+        elif mark == "loaded" and name in begun:
+            ended[name] = told
+    found = []
+    for module in begun:  # none that is not told of: it took too long
+        if (told := ended.get(module, "")) == "":
+            error = BundleError(f"{module} ends the process that loads it: it is not for this processor")
+            found.append(fault("wheels", error, _wheel_cure("", module, python)))
+        elif told != "ok":
+            error = BundleError(f"{module} is installed and cannot be loaded: {told}")
+            found.append(fault("wheels", error, _wheel_cure(told, module, python)))
+    return found
+
+
+_LOAD = """
+import importlib, sys
+for name in sys.argv[1:]:
+    print("\\nloading " + name, flush=True)
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
+    else:
+        told = "ok"
+    print("\\nloaded " + name + "\\t" + told, flush=True)
+"""
+
+
+def _package(module: str) -> str:
+    return {"ai_edge_litert": "ai-edge-litert", "tflite_runtime": "tflite-runtime"}.get(module, module)
+
+
+def _wheel_cure(told: str, module: str, python: str) -> str:
+    """By what the loader says."""
+    again = f"{python} -m pip install --force-reinstall --no-cache-dir {_package(module)}"
+    if re.search(r"GLIBC(XX)?_[0-9.]+' not found", told):
+        return (
+            "the system is older than the wheel: Debian 12, Raspberry Pi OS bookworm, Ubuntu 22.04 or newer, or the container"
+        )
+    if re.search(r"ld-linux|musl|symbol not found", told):
+        return "wheels are for glibc, and this system has another C library (musl?): use Debian, or the container"
+    if re.search(r"ELF|too short|cannot open shared object", told):
+        return f"a wheel of another processor or half of one: {again}"
+    if re.search(r"numpy|_ARRAY_API", told):
+        return f"built for another numpy: {again} numpy   (tflite-runtime wants 'numpy<2')"
+    return again
+
+
+def python(host: Host) -> list[Finding]:
+    """32-bit programs under a 64-bit kernel, which `uname -m` does not show."""
+    if os.uname().machine in ("aarch64", "x86_64") and struct.calcsize("P") == 4:
+        return [
+            warning(
+                "python",
+                f"a 32-bit Python under a 64-bit kernel ({os.uname().machine}): onnxruntime and litert have no wheels for it",
+                "flash the 64-bit Raspberry Pi OS",
             )
         ]
     return []
@@ -357,6 +571,26 @@ def disk(host: Host, folder: Path, needs_bytes: int) -> list[Finding]:
                 )
             )
     return found or [ok(what, f"{free / 1e6:.0f} MB free for {folder}")]
+
+
+def kept(host: Host, folder: Path) -> list[Finding]:
+    """Is what is written there still there after a power cut?"""
+    mount = host.mount(folder)
+    if mount is None:
+        return []
+    # Raspberry Pi OS' read-only mode lays a tmpfs over the card.
+    upper = next((one.removeprefix("upperdir=") for one in mount.options if one.startswith("upperdir=")), "")
+    below = host.mount(Path(upper)) if mount.kind == "overlay" and upper else mount
+    if below is None or below.kind not in ("tmpfs", "ramfs"):
+        return []
+    return [
+        warning(
+            "disk",
+            f"{mount.point} is kept in memory (read-only root?): what waits in the outbox, and what was learned here, is gone "
+            "with the power",
+            f"give {folder} a file system of its own, or sudo raspi-config nonint disable_overlayfs && sudo reboot",
+        )
+    ]
 
 
 def wear(host: Host, folder: Path, agent: Holder | None) -> list[Finding]:

@@ -24,7 +24,7 @@ from edge.head import Head
 from edge.operating import control
 from edge.operating.requests import RefusedError
 from edge.operating.stream import Stream
-from edge.scoring.backends import RUNTIMES, installed
+from edge.scoring.backends import CPU, RUNTIMES, installed
 from edge.updating import updater
 from edge.updating.offer import Facts, Offer
 from edge.updating.probation import Action, Before, Probation, Seen
@@ -49,7 +49,7 @@ KEPT_EVERY_S = 600.0
 """What a probation has shown is written down so often; a start of the agent costs it no more than that."""
 
 
-def open_serving(models: Models) -> tuple[Bundle, Serving, SelfTest]:
+def open_serving(models: Models, provider: str = CPU) -> tuple[Bundle, Serving, SelfTest]:
     """The model to start with: one that is on trial or active, unless it does not open; in the end that of the configuration.
 
     What does not open is bad once another one does: where none does, say without a runtime, that is no fault of theirs. Raises
@@ -58,7 +58,7 @@ def open_serving(models: Models) -> tuple[Bundle, Serving, SelfTest]:
     serving = models.start()
     broken: dict[str, str] = {}
     try:
-        while (started := _started(serving, broken)) is None:
+        while (started := _started(serving, provider, broken)) is None:
             serving = models.serve(but=broken)
     except AmissError:
         with contextlib.suppress(AmissError):
@@ -69,9 +69,9 @@ def open_serving(models: Models) -> tuple[Bundle, Serving, SelfTest]:
     return started[0], serving, started[1]
 
 
-def _started(serving: Serving, broken: dict[str, str]) -> tuple[Bundle, SelfTest] | None:
+def _started(serving: Serving, provider: str, broken: dict[str, str]) -> tuple[Bundle, SelfTest] | None:
     try:
-        bundle = Bundle.open(serving.path)
+        bundle = Bundle.open(serving.path, provider=provider)
         return bundle, bundle.self_test()
     except BundleError as error:
         if serving.role == "factory":
@@ -242,7 +242,7 @@ class Upgrade:
         return not any(stream.pipeline.alarm.active or stream.commissioning for stream in self._streams.values())
 
     def run(self, serving: Serving) -> None:
-        bundle = Bundle.open(serving.path)
+        bundle = Bundle.open(serving.path, provider=self._config.runtime.provider)
         if bundle.digest != serving.digest:
             raise BundleError(f"{serving.path}: not the file that it was a moment ago")
         bundle.self_test()

@@ -4,10 +4,12 @@
     model.tflite    LiteRtBackend          ai-edge-litert, 64 bit
                     TfliteRuntimeBackend   tflite-runtime, for 32-bit Arm; one window at a time, as LiteRT
 
-Each runs on one thread: on a small board the other cores belong to the reader, the broker and the user. This module and what it
-imports do with numpy 1 too, which tflite-runtime wants.
+Each runs on one thread: on a small board the other cores belong to the reader, the broker and the user. ONNX Runtime can hand
+operations to a *provider*, a GPU's say; what it then really does is asked and not believed. This module and what it imports do
+with numpy 1 too, which tflite-runtime wants.
 """
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import logging
@@ -15,6 +17,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,8 +74,19 @@ class Outputs:
 OUTPUTS = ("embedding", "residual", "level", "spectrum", "trace", "map")
 
 
+CPU = "cpu"
+_SUFFIX = "ExecutionProvider"
+MOST_AT_ONCE = 32
+"""Windows that a model is given at a time."""
+
+
 class Backend(Protocol):
     name: str
+
+    @property
+    def provider(self) -> str:
+        """What computes: `cpu`, or ONNX Runtime's provider that does some of it, as in `cuda`."""
+        ...
 
     def run(self, x: Float32) -> Outputs:
         """Windows (B, C, N) in the units of the sensor; the graph normalises them itself."""
@@ -84,12 +98,12 @@ class Backend(Protocol):
 
 
 class OnnxBackend:
-    """ONNX Runtime."""
+    """ONNX Runtime; raises `BundleError`, also where `provider` is not there or takes nothing of this model upon itself."""
 
     name = "onnxruntime"
 
-    def __init__(self, model: bytes) -> None:
-        self._session, self._version = onnx_session(model)
+    def __init__(self, model: bytes, provider: str = CPU) -> None:
+        self._session, self._version = onnx_session(model, provider)
         inputs = [str(entry.name) for entry in self._session.get_inputs()]
         if len(inputs) != 1:
             raise BundleError(f"the model takes {', '.join(inputs)}; an encoder takes windows and nothing else")
@@ -97,6 +111,9 @@ class OnnxBackend:
         names = {entry.name for entry in self._session.get_outputs()}
         if not names.issuperset(OUTPUTS):
             raise BundleError(f"the model gives {', '.join(sorted(names))}; an encoder gives {', '.join(OUTPUTS)}")
+        self.provider = _short(self._session.get_providers()[0])
+        self.operations = _operations(self._session)
+        """How many of the model's each provider computes; empty where ONNX Runtime does not tell."""
 
     def versions(self) -> dict[str, str]:
         return {"onnxruntime": self._version}
@@ -106,24 +123,106 @@ class OnnxBackend:
         return Outputs(*self._session.run(OUTPUTS, {self._input: np.ascontiguousarray(x)}))
 
 
-def onnx_session(model: bytes) -> tuple[Any, str]:
-    """A session, and the version of ONNX Runtime. Raises `BundleError`."""
+def onnx_session(model: bytes, provider: str = CPU) -> tuple[Any, str]:
+    """A session, and the version of ONNX Runtime. Raises `BundleError`.
+
+    ONNX Runtime itself takes the CPU where a provider cannot be had, and says so in passing or not at all.
+    """
     try:
         import onnxruntime  # here, because a board with another runtime has none
-    except ImportError:
-        raise BundleError("the model needs ONNX Runtime, which is not installed: pip install onnxruntime") from None
-    onnxruntime.set_default_logger_severity(3)
+    except ImportError as error:
+        raise _not_loaded("ONNX Runtime", error, "pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     # The arena keeps every peak for ever; with these small models it buys no speed and costs resident memory.
     options.enable_cpu_mem_arena = False
+    wanted: list[tuple[str, dict[str, str]]] = []
+    if provider != CPU:
+        there = {_short(name): name for name in onnxruntime.get_available_providers()}
+        if provider not in there:
+            raise BundleError(f"this ONNX Runtime {onnxruntime.__version__} has no {provider}, but {', '.join(there)}")
+        wanted = [(there[name], _options(name, model)) for name in (provider, *_BESIDE.get(provider, ())) if name in there]
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # What keeps a provider from starting is an error to ONNX Runtime, on several lines; to us it is a reason, on one.
+    onnxruntime.set_default_logger_severity(4 if wanted else 3)
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=[*wanted, f"CPU{_SUFFIX}"], enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises bare pybind classes, one per status code, without a common base
+        if wanted and (missing := _missing(onnxruntime.__file__, provider)):
+            raise BundleError(f"ONNX Runtime could not start {provider}: {missing}") from None
         raise BundleError(f"ONNX Runtime cannot load the model: {str(error).splitlines()[0]}") from None
+    finally:
+        onnxruntime.set_default_logger_severity(3)
+    if wanted:
+        if wanted[0][0] not in session.get_providers():
+            why = _missing(onnxruntime.__file__, provider) or "is there such a device, and has this user the right to it?"
+            raise BundleError(f"ONNX Runtime could not start {provider}: {why}")
+        shares = _operations(session)
+        if shares and not shares.keys() - {CPU}:
+            raise BundleError(f"{provider} takes none of the model's {shares[CPU]} operations")
     return session, str(onnxruntime.__version__)
+
+
+def _not_loaded(what: str, error: ImportError, install: str) -> BundleError:
+    """To install once more what is there and does not fit would help nobody."""
+    if isinstance(error, ModuleNotFoundError):
+        return BundleError(f"the model needs {what}, which is not installed: {install}")
+    told = str(error).strip().splitlines()[-1]
+    return BundleError(f"the model needs {what}, which is installed and cannot be loaded ({told}); `amiss doctor` says why")
+
+
+_BESIDE = {"tensorrt": ("cuda",)}
+"""What takes the operations that the first does not know, before the CPU does."""
+
+
+def _short(provider: str) -> str:
+    """CUDAExecutionProvider → cuda"""
+    return provider.removesuffix(_SUFFIX).lower()
+
+
+def _options(provider: str, model: bytes) -> dict[str, str]:
+    """What a provider is told. Neither of the two could be tried on a GPU."""
+    if provider == "cuda":
+        # Nearer to the scores of a CPU; no search that is done anew for every number of windows; no more memory than is asked
+        # for, because on a Jetson it is the system's.
+        return {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+    if provider == "tensorrt":
+        # One engine for any number of windows, built at the start: else one is built whenever a number is new, for a minute, in
+        # the middle of watching. It is not kept on the disk: it would be code that no signature covers.
+        entry, _ = onnx_session(model)
+        shapes = {str(one.name): one.shape[1:] for one in entry.get_inputs()}
+        profile = {
+            key: ",".join(f"{name}:{'x'.join(map(str, (count, *shape)))}" for name, shape in shapes.items())
+            for key, count in (("min", 1), ("opt", 1), ("max", MOST_AT_ONCE))
+        }
+        return {"trt_engine_cache_enable": "0", **{f"trt_profile_{key}_shapes": text for key, text in profile.items()}}
+    return {}
+
+
+def _operations(session: Any) -> dict[str, int]:
+    """How many operations each provider takes, largest part first; empty where that was not recorded."""
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except Exception:  # one of ONNX Runtime's bare classes: not asked for when the session was made, or too old
+        return {}
+    found: dict[str, int] = {}
+    for part in parts:
+        found[_short(part.ep_name)] = found.get(_short(part.ep_name), 0) + len(part.get_nodes())
+    return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+
+def _missing(onnxruntime: str, provider: str) -> str:
+    """Which library it lacks, in the loader's own words."""
+    library = Path(onnxruntime).parent / f"capi/libonnxruntime_providers_{provider}.so"
+    if not library.exists():
+        return ""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 class _Interpreted:
@@ -132,6 +231,7 @@ class _Interpreted:
     name: str
     package: str
     """As pip knows it."""
+    provider = CPU
 
     def __init__(self, model: bytes, interpreter: Callable[..., Any]) -> None:
         self._version = importlib.metadata.version(self.package)
@@ -183,8 +283,8 @@ class LiteRtBackend(_Interpreted):
     def __init__(self, model: bytes) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
-        except ImportError:
-            raise BundleError(f"the model needs LiteRT, which is not installed: {RUNTIMES[self.name].install}") from None
+        except ImportError as error:
+            raise _not_loaded("LiteRT", error, RUNTIMES[self.name].install) from None
         super().__init__(model, Interpreter)
 
 
@@ -202,10 +302,8 @@ class TfliteRuntimeBackend(_Interpreted):
             raise BundleError(f"tflite-runtime needs numpy 1, this is {np.__version__}: {RUNTIMES[self.name].install}")
         try:
             from tflite_runtime.interpreter import Interpreter
-        except ImportError:
-            raise BundleError(
-                f"the model needs tflite-runtime, which is not installed: {RUNTIMES[self.name].install}"
-            ) from None
+        except ImportError as error:
+            raise _not_loaded(self.name, error, RUNTIMES[self.name].install) from None
         super().__init__(model, Interpreter)
 
 
@@ -263,7 +361,7 @@ def open_backend(model: bytes) -> Backend:
     return RUNTIMES[first_installed(able)].open(model)
 
 
-def run_in_slices(backend: Backend, x: Float32, size: int = 32) -> Outputs:
+def run_in_slices(backend: Backend, x: Float32, size: int = MOST_AT_ONCE) -> Outputs:
     """`backend.run`, at most `size` windows at a time, so that a burst never needs more memory than that."""
     if len(x) <= size:
         return backend.run(x)

@@ -25,7 +25,7 @@ import serial
 
 from edge.config import StreamConfig
 from edge.errors import AccessError, ConfigError, DataError, SourceLostError
-from edge.sensing.decoders import open_decoder
+from edge.sensing.decoders import DECODERS, Decoder, open_decoder
 from edge.sensing.modbus import ModbusMaster
 from edge.sensing.ports import Ports
 from edge.sensing.recordings import Recording, find_recordings, match_channels, read_recording
@@ -202,6 +202,7 @@ class SerialSource(PortSource):
         self._decoder = open_decoder(config, channels, rate_hz)
         self._collect_s = collect_s
         self._newest_ns: int | None = None
+        self._silent_since(0)
 
     @property
     def corrupt(self) -> int:
@@ -237,6 +238,11 @@ class SerialSource(PortSource):
                 samples = dataclasses.replace(samples, arrived_ns=now_ns)
         return now_ns, samples
 
+    @property
+    def received(self) -> int:
+        """Bytes since the last sample."""
+        return self._received
+
     def _silent_since(self, corrupt: int) -> None:
         """Only what came after the last sample can tell why no other did."""
         self._received, self._corrupt_before = 0, corrupt
@@ -264,11 +270,84 @@ class SerialSource(PortSource):
         if not received:
             return "nothing arrives at all: is the sensor powered, and does it send by itself?"
         if not corrupt:
-            return f"{received} bytes came, but no end of a sample: is format = {self.config.format!r} right?"
+            return (
+                f"{received} bytes came, but no end of a sample: are baud = {self.config.baud} and "
+                f"format = {self.config.format!r} right?"
+            )
         return (
             f"{received} bytes came, {corrupt} damaged, the last: {self._decoder.trouble}; check baud = {self.config.baud}, "
             f"format = {self.config.format!r} and columns"
         )
+
+
+USUAL_BAUD = (9600, 115200, 57600, 38400, 19200, 230400, 460800, 921600, 1000000, 2000000, 4800, 250000, 500000)
+"""Rates that sensors have, the most frequent first."""
+TRY_S, LONGEST_TRY_S = 1.0, 40.0
+"""For how long a rate is listened to, unless three samples take longer; and for how long in all."""
+BOOT_S = 4.0
+"""A board that starts anew when its port is opened is silent for two seconds."""
+SETTLE_S = 0.05
+"""What an adapter had received at the rate before arrives this late, 16 ms with an FTDI."""
+
+
+def what_decodes(
+    config: StreamConfig, channels: Sequence[str], rate_hz: float, *, ports: Ports | None = None
+) -> tuple[int, str] | None:
+    """Baud rate and format at which a sensor that sends garbage makes sense; None: at none that is usual.
+
+    For a person who waits, up to `LONGEST_TRY_S`: the port is opened once, because many a board starts anew when it is, and
+    left at the rate of `config`. Raises what opening a port raises.
+    """
+    source = SerialSource(config, channels, rate_hz, ports=ports)
+    port = source._open()
+    # Two samples, of which the first may lack its beginning, and one for those that come late.
+    each_s = max(TRY_S, 3 / rate_hz)
+    formats = (config.format, *(name for name in DECODERS if name != config.format))
+    try:
+        until_s = time.monotonic() + LONGEST_TRY_S
+        for baud in (config.baud, *(rate for rate in USUAL_BAUD if rate != config.baud)):
+            try:
+                port.baudrate = baud
+            except (ValueError, OSError, termios.error):  # not one of this adapter's
+                continue
+            time.sleep(SETTLE_S)
+            port.reset_input_buffer()
+            decoders = _decoders(config, channels, rate_hz, formats)
+            counts = dict.fromkeys(decoders, 0)
+            port.timeout = LONGEST_CHUNK_S
+            heard, turn_s = False, time.monotonic() + max(BOOT_S, each_s)
+            while (now_s := time.monotonic()) < turn_s:
+                data = port.read(max(1, min(port.in_waiting, MAX_CHUNK)))
+                if data and not heard:  # silence says nothing of a rate
+                    heard, turn_s = True, now_s + each_s
+                for name, decoder in decoders.items():
+                    counts[name] += len(decoder.feed(data, time.monotonic_ns()))
+                    # A line without a checksum is sometimes one by chance; rarely thrice in a row, and seldom undamaged.
+                    if counts[name] >= _ENOUGH[name] and decoder.corrupt <= counts[name] // 10:
+                        return baud, name
+            if time.monotonic() + each_s > until_s:
+                return None
+        return None
+    except (OSError, termios.error) as error:
+        raise SourceLostError(f"{config.port}: lost while trying other rates: {error}; is it still plugged in?") from None
+    finally:
+        with contextlib.suppress(ValueError, OSError, termios.error):
+            port.baudrate = config.baud
+        _close(port)
+
+
+_ENOUGH = {"frames": 1, "csv": 2, "json": 2}
+"""Samples by which a format is told: one with a checksum is no chance."""
+
+
+def _decoders(config: StreamConfig, channels: Sequence[str], rate_hz: float, formats: Sequence[str]) -> dict[str, Decoder]:
+    """Those that these columns go with."""
+    found = {}
+    for name in formats:
+        with contextlib.suppress(ConfigError):
+            found[name] = open_decoder(msgspec.structs.replace(config, format=name), channels, rate_hz)
+            found[name].reset()
+    return found
 
 
 class ModbusSource(PortSource):

@@ -107,6 +107,15 @@ def test_the_password_is_read_from_the_credentials(tmp_path: Path) -> None:
     assert complaints(unit(tmp_path, *both)) == ""
 
 
+def test_what_a_gpu_wants_is_understood(tmp_path: Path) -> None:
+    """The drop-in of docs/howto/jetson.md."""
+    page = (UNIT.parents[2] / "docs/howto/jetson.md").read_text("utf-8")
+    (block,) = re.findall(r"^    \[Service\]\n((?:    \w+=.*\n)+)", page, re.MULTILINE)
+    more = "\n".join(line.strip() for line in block.splitlines())
+    assert complaints(unit(tmp_path, ("\n[Install]", f"\n{more}\n[Install]"))) == ""
+    assert complaints(unit(tmp_path, ("\n[Install]", "\nMemoryMaximum=2G\n[Install]"))) != "", "the control"
+
+
 # What the kernel is told: the filter of the unit, put on a child of ours with libseccomp, as systemd would.
 
 FILTERED = """

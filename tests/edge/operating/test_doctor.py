@@ -26,6 +26,7 @@ from edge.errors import AmissError, ConfigError, StorageError
 from edge.operating.doctor import examine
 from edge.operating.finding import Finding, as_data, exit_code, fault, ok, table, warning
 from edge.operating.host import Host
+from edge.sensing import sources
 from edge.updating.store import Model, Models
 
 COLUMNS = 'columns = ["vibration", "y", "current", "t", "speed"]'
@@ -260,7 +261,11 @@ def test_a_port_that_somebody_else_reads(bundle: Path, sensor: Path, tmp_path: P
         thief.wait()
 
 
-def test_a_port_that_is_not_there_silent_or_talks_nonsense(bundle: Path, tmp_path: Path) -> None:
+def test_a_port_that_is_not_there_silent_or_talks_nonsense(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "TRY_S", 0.1)
+    monkeypatch.setattr("edge.operating.doctor.LISTEN_S", 1.0)
     config = device(tmp_path, bundle, tmp_path / "tty")
     assert "no such port" in doctor(config)["port of s"].message
     port = SerialPort(tmp_path / "tty")

@@ -1,11 +1,13 @@
 """Troubles of the computer, laid out as files: each is found, and without it nothing is said."""
 
 import datetime
+import grp
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mosquitto import until
@@ -15,6 +17,7 @@ from edge.operating import host as machine
 from edge.operating.finding import Finding, exit_code
 from edge.operating.host import Holder, Host
 
+BOARDS = Path(__file__).parents[3] / "firmware-configs/boards"
 PI = {
     "proc/meminfo": "MemTotal:  948000 kB\nMemAvailable:  500000 kB\n",
     "proc/vmstat": "nr_free_pages 1\noom_kill 0\n",
@@ -38,9 +41,9 @@ WELL = "LoadState=loaded\nUnitFileState=enabled\nActiveState=active\nSubState=ru
 class Board(Host):
     """A Raspberry Pi that is well, but for `changes`."""
 
-    def __init__(self, root: Path, changes: dict[str, str], systemctl: str = WELL) -> None:
+    def __init__(self, root: Path, changes: dict[str, str], systemctl: str = WELL, vcgencmd: str = "") -> None:
         super().__init__(root, self._answer)
-        self._systemctl = systemctl
+        self._systemctl, self._vcgencmd = systemctl, vcgencmd
         for name, text in (PI | changes).items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,12 +51,19 @@ class Board(Host):
         (root / "run/systemd/system").mkdir(parents=True)
 
     def _answer(self, command: Sequence[str]) -> str:
+        if command == ["vcgencmd", "get_throttled"]:
+            return self._vcgencmd
         assert command[:3] == ["systemctl", "show", "amiss.service"]
         return self._systemctl
 
 
 def examine(host: Host) -> list[Finding]:
-    found = [*machine.examine(host), *machine.grabbers(host), *machine.console(host, "/dev/ttyAMA0")]
+    found = [
+        *machine.examine(host),
+        *machine.grabbers(host),
+        *machine.console(host, "/dev/ttyAMA0"),
+        *machine.pins(host, "/dev/serial0", 115200, "none"),
+    ]
     return [one for one in found if one.what != "clock"]  # the kernel's, and not the board's
 
 
@@ -79,6 +89,12 @@ def test_a_board_that_is_well(tmp_path: Path) -> None:
         ({"proc/812/comm": "ModemManager\n"}, "ModemManager", "USB port"),
         ({"proc/813/comm": "brltty\n"}, "brltty", "CH340"),
         ({"proc/cmdline": "console=ttyAMA0,115200 console=tty1\n"}, "console on ttyAMA0", "login prompt"),
+        ({"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io pids\n"}, "memory limit", "MemoryMax= has no effect"),
+        (
+            {"sys/class/hwmon/hwmon2/name": "soctherm_oc", "sys/class/hwmon/hwmon2/oc1_event_cnt": "7"},
+            "power",
+            "throttled 7 times",
+        ),
     ],
 )
 def test_troubles_laid_out_as_files(changes: dict[str, str], what: str, says: str, tmp_path: Path) -> None:
@@ -99,6 +115,9 @@ def test_troubles_laid_out_as_files(changes: dict[str, str], what: str, says: st
         {"proc/swaps": "Filename Type Size Used Priority\n/dev/zram0 partition 102396 9000 100\n"},
         {"sys/devices/platform/soc/soc:firmware/get_throttled": "0"},
         {"proc/cmdline": "console=ttyAMA01,115200\n"},
+        {"sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n"},
+        {"sys/class/hwmon/hwmon2/name": "soctherm_oc", "sys/class/hwmon/hwmon2/oc1_event_cnt": "0"},
+        {"proc/812/comm": "ModemManager\n", "etc/udev/rules.d/60-amiss.rules": "our rules tell it what is no modem"},
     ],
 )
 def test_what_only_looks_like_trouble(changes: dict[str, str], tmp_path: Path) -> None:
@@ -273,3 +292,229 @@ def test_who_has_a_file_open(tmp_path: Path) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+# What boards have of their own
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Raspberry Pi Zero 2 W Rev 1.0", "raspberry-pi-zero-2w"),
+        ("Raspberry Pi 3 Model B", "raspberry-pi-3"),
+        ("Raspberry Pi 3 Model A Plus Rev 1.0", "raspberry-pi-3"),
+        ("Raspberry Pi 4 Model B Rev 1.4", "raspberry-pi-4"),
+        ("Raspberry Pi 400 Rev 1.0", "raspberry-pi-4"),
+        ("Raspberry Pi Compute Module 4 Rev 1.1", "raspberry-pi-4"),
+        ("Raspberry Pi 5 Model B Rev 1.0", "raspberry-pi-5"),
+        ("Raspberry Pi 500 Rev 1.0", "raspberry-pi-5"),
+        ("NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", "jetson-orin-nano"),
+        ("NVIDIA Orin Nano Developer Kit", "jetson-orin-nano"),
+        ("Raspberry Pi Zero W Rev 1.1", None),
+        ("Raspberry Pi 2 Model B Rev 1.1", None),
+        ("Radxa ROCK 5B", None),
+        ("", None),
+    ],
+)
+def test_which_board_it_is(model: str, name: str | None, tmp_path: Path) -> None:
+    found = machine.board(Board(tmp_path, {"proc/device-tree/model": model + "\0"}))
+    assert found == name
+    assert found is None or (BOARDS / f"{found}.toml").is_file()
+
+
+def test_every_board_that_has_a_file_can_be_recognised() -> None:
+    files = {path.stem for path in BOARDS.glob("*.toml") if not path.stem.startswith("generic")}
+    assert files == {name for name, _ in machine.BOARDS}
+
+
+def test_a_raspberry_pi_is_asked_where_the_kernel_does_not_tell(tmp_path: Path) -> None:
+    model = {"proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0"}
+    (found,) = machine.power(Board(tmp_path / "a", model, vcgencmd="throttled=0x50000\n"))
+    assert "since the last start" in found.message
+    (found,) = machine.power(Board(tmp_path / "b", model, vcgencmd="throttled=0x0\n"))
+    assert found.severity == "ok"
+    assert machine.power(Board(tmp_path / "c", model))[0].severity == "ok", "it is not installed"
+    told = Board(tmp_path / "d", model | {"sys/devices/platform/soc/soc:firmware/get_throttled": "0"}, vcgencmd="throttled=0x1")
+    assert machine.power(told)[0].severity == "ok", "the kernel's word is enough"
+
+
+PI4 = "Raspberry Pi 4 Model B Rev 1.4"
+HELD = {"boot/firmware/config.txt": "# enable_uart=0\nenable_uart = 1\n"}
+
+
+def at_the_pins(
+    folder: Path,
+    model: str,
+    *,
+    leads: str | None = "ttyS0",
+    port: str = "/dev/serial0",
+    files: dict[str, str] | None = None,
+    baud: int = 115200,
+    parity: str = "none",
+) -> list[Finding]:
+    """`leads` is where /dev/serial0 leads to."""
+    host = Board(folder, {"proc/device-tree/model": model + "\0", **(files or {})})
+    (folder / "dev").mkdir()
+    for name in ("ttyS0", "ttyAMA0", "ttyAMA10"):
+        (folder / "dev" / name).touch()
+    if leads:
+        (folder / "dev/serial0").symlink_to(leads)
+    return machine.pins(host, port, baud, parity)
+
+
+@pytest.mark.parametrize(
+    ("what", "says", "cure"),
+    [
+        ({"model": PI4, "leads": None}, "is off", "raspi-config"),
+        ({"model": PI4}, "follows the clock", "enable_uart=1"),
+        ({"model": PI4, "files": {"boot/config.txt": "#enable_uart=1\n"}}, "follows the clock", "in /boot/config.txt"),
+        ({"model": PI4, "files": HELD, "parity": "even"}, "no parity", "disable-bt"),
+        ({"model": PI4, "files": HELD, "baud": 921600}, "loses bytes", "disable-bt"),
+        ({"model": PI4, "files": HELD, "port": "/dev/ttyAMA0"}, "Bluetooth's", 'port = "/dev/serial0"'),
+        ({"model": "Raspberry Pi Zero 2 W Rev 1.0", "port": "/dev/ttyS0"}, "follows the clock", "disable-bt"),
+        ({"model": "Raspberry Pi 5 Model B Rev 1.0", "leads": "ttyAMA10"}, "debug socket", 'port = "/dev/ttyAMA0"'),
+        ({"model": "Raspberry Pi 5 Model B Rev 1.0", "leads": None}, "is off", 'port = "/dev/ttyAMA0"'),
+    ],
+)
+def test_the_traps_of_the_port_on_the_pins(what: dict[str, Any], says: str, cure: str, tmp_path: Path) -> None:
+    (found,) = at_the_pins(tmp_path, **what)
+    assert found.severity == "warning"
+    assert says in found.message
+    assert cure in found.repair
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"model": PI4, "files": HELD},
+        {"model": PI4, "leads": "ttyAMA0", "files": {"boot/firmware/config.txt": "dtoverlay=disable-bt\n"}, "parity": "even"},
+        {"model": "Raspberry Pi 5 Model B Rev 1.0", "port": "/dev/ttyAMA0", "baud": 921600},
+        {"model": PI4, "port": "usb:0403:6001", "parity": "even"},
+        {"model": "NVIDIA Jetson Orin Nano Developer Kit", "port": "/dev/ttyS0", "parity": "even"},
+        {"model": "", "port": "/dev/ttyS0", "baud": 921600},
+    ],
+)
+def test_a_port_on_the_pins_that_is_well(what: dict[str, Any], tmp_path: Path) -> None:
+    assert [one for one in at_the_pins(tmp_path, **what) if one.severity != "ok"] == []
+
+
+def test_the_console_is_found_behind_a_link(tmp_path: Path) -> None:
+    host = Board(tmp_path, {"proc/cmdline": "console=ttyS0,115200 console=tty1\n"})
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/ttyS0").touch()
+    (tmp_path / "dev/serial0").symlink_to("ttyS0")
+    (found,) = machine.console(host, str(tmp_path / "dev/serial0"))
+    assert found.what == "console on ttyS0"
+    assert machine.console(host, str(tmp_path / "dev/serial1")) == []
+
+
+def test_who_has_a_port_is_told_how_to_let_go() -> None:
+    assert "serial-getty@ttyAMA0" in machine.letting_go(Holder(7, "agetty"), "/dev/ttyAMA0")
+    assert "nvgetty" in machine.letting_go(Holder(7, "agetty"), "/dev/ttyTHS1")
+    assert "gpsd.socket" in machine.letting_go(Holder(7, "gpsd"), "/dev/ttyACM0")
+    assert "sudo kill 7" in machine.letting_go(Holder(7, "minicom"), "/dev/ttyUSB0")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another group, which takes root")
+def test_a_port_that_the_service_may_not_open(tmp_path: Path) -> None:
+    port = tmp_path / "ttyTHS1"
+    port.touch()
+    os.chown(port, 0, grp.getgrnam("dialout").gr_gid)
+    port.chmod(0o660)
+    assert machine.rights(port) == []
+    port.chmod(0o640)
+    assert "may not open it" in machine.rights(port)[0].message
+    os.chown(port, 0, grp.getgrnam("tty").gr_gid)
+    port.chmod(0o660)
+    (found,) = machine.rights(port)
+    assert "group tty" in found.message
+    assert "nvgetty" in found.repair
+    os.chown(port, 0, 54321)
+    assert "group 54321" in machine.rights(port)[0].message
+
+
+def test_what_is_kept_in_memory(tmp_path: Path) -> None:
+    card = "/dev/mmcblk0p2 / ext4 rw 0 0\n"
+    root = "overlayroot / overlay rw,lowerdir=/media/root-ro,upperdir=/media/root-rw/overlay 0 0\n"
+    overlay = f"tmpfs /media/root-rw tmpfs rw 0 0\n{root}"
+    container = "overlay / overlay rw,lowerdir=/a,upperdir=/var/lib/containers/x/diff 0 0\n"
+    said = {
+        name: [one.message for one in machine.kept(Board(tmp_path / name, {"proc/mounts": rows}), tmp_path)]
+        for name, rows in {
+            "card": card,
+            "overlay": card + overlay,
+            "own": card + overlay + f"/dev/sda1 {tmp_path} ext4 rw 0 0\n",
+            "tmpfs": card + f"none {tmp_path} tmpfs rw 0 0\n",
+            "container": card + container,
+            "nothing": "",
+        }.items()
+    }
+    assert {name for name, found in said.items() if found} == {"overlay", "tmpfs"}
+    assert "gone with the power" in said["overlay"][0]
+
+
+# Libraries, loaded for real by a Python of their own.
+
+
+def library(folder: Path, code: str, shared: bytes | None = None) -> Host:
+    """A computer whose onnxruntime is this."""
+    package = folder / "site/onnxruntime"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(code)
+    if shared is not None:
+        (package / "_native.abi3.so").write_bytes(shared)
+    environment = os.environ | {"PYTHONPATH": str(folder / "site")}
+
+    def run(command: Sequence[str]) -> str:
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=20, check=False).stdout
+
+    return Host(folder, run)
+
+
+def elf(machine_number: int, bits: int) -> bytes:
+    """The head of a shared object for another processor (ELF's e_machine)."""
+    return (
+        b"\x7fELF"
+        + bytes([bits // 32, 1, 1])
+        + bytes(9)
+        + (3).to_bytes(2, "little")
+        + machine_number.to_bytes(2, "little")
+        + bytes(999)
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "shared", "says", "cure"),
+    [
+        (
+            "from . import _native",
+            elf(183 if os.uname().machine == "x86_64" else 62, 64),
+            "_native.abi3.so",
+            "another processor",
+        ),
+        ("from . import _native", elf(40, 32), "ELF", "another processor"),
+        ("from . import _native", b"cut", "_native.abi3.so", "another processor"),
+        ('raise ImportError("/lib/libc.so.6: version `GLIBC_2.38\' not found")', None, "GLIBC_2.38", "older than the wheel"),
+        ("raise ImportError('Error relocating x.so: __memcpy_chk: symbol not found')", None, "relocating", "musl"),
+        ("raise ImportError('libx: ld-linux-aarch64.so.1: cannot open shared object file')", None, "ld-linux", "musl"),
+        ("raise AttributeError('_ARRAY_API not found')", None, "_ARRAY_API", "another numpy"),
+        ("raise ImportError('numpy.core.multiarray failed to import')", None, "multiarray", "another numpy"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", None, "not for this processor", "--force-reinstall"),
+    ],
+)
+def test_a_wheel_that_does_not_fit(code: str, shared: bytes | None, says: str, cure: str, tmp_path: Path) -> None:
+    (found,) = machine.libraries(library(tmp_path, code, shared), ["onnxruntime", "json"], sys.executable)
+    assert (found.what, found.severity, found.exit_code) == ("wheels", "fault", 65)
+    assert says in found.message
+    assert cure in found.repair
+
+
+def test_wheels_that_fit(tmp_path: Path) -> None:
+    assert machine.libraries(library(tmp_path, "print('hello')"), ["onnxruntime", "json"], sys.executable) == []
+    assert machine.libraries(Host(tmp_path, lambda command: ""), ["onnxruntime"], sys.executable) == [], "it took too long"
+
+
+def test_a_32_bit_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert machine.python(Host(tmp_path)) == []
+    monkeypatch.setattr("struct.calcsize", lambda kind: 4)
+    assert "64-bit Raspberry Pi OS" in machine.python(Host(tmp_path))[0].repair

@@ -2,6 +2,9 @@
 
 import importlib.util
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +77,24 @@ def test_a_model_is_told_by_its_bytes() -> None:
     assert backend.name == "onnxruntime"
     with pytest.raises(BundleError, match="litert cannot load the model"):
         open_backend(b"\0\0\0\0TFL3")
+
+
+def test_what_is_installed_and_broken_is_not_called_absent(tmp_path: Path) -> None:
+    code = "from edge.scoring.backends import open_backend\nopen_backend(b'model')"
+
+    def said(package: str) -> str:
+        (tmp_path / "onnxruntime").mkdir(exist_ok=True)
+        (tmp_path / "onnxruntime/__init__.py").write_text(package)
+        path = os.pathsep.join([str(tmp_path), *sys.path])
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path}
+        )
+        return done.stderr.splitlines()[-1]
+
+    broken = said("raise ImportError('libfoo.so: cannot open shared object file')")
+    assert "is installed and cannot be loaded (libfoo.so: cannot open shared object file)" in broken
+    assert "pip install" not in broken
+    assert "is not installed: pip install onnxruntime" in said("import onnxruntime.nothing"), "the control: half of it"
 
 
 def test_what_is_installed() -> None:

@@ -174,7 +174,7 @@ def test_a_stream_in_another_format_is_told_apart_from_noise(sensor: Sensor) -> 
     made = source(sensor, silence_s=0.3)
     stream = open_stream(made)
     sensor.write(b"1,2\n" * 5)
-    with pytest.raises(SourceLostError, match="no end of a sample: is format = 'frames' right"):
+    with pytest.raises(SourceLostError, match="no end of a sample: are baud = 115200 and format = 'frames' right"):
         list(stream)
 
 
