@@ -51,13 +51,13 @@ def archive(debian: int, architecture: str, include: Sequence[str], folder: Path
     return path
 
 
-def sources(suite: str) -> str:
+def sources(suite: str, components: str = "main") -> str:
     """Where apt gets Debian from on this machine, for another suite: lines for stdin. Raises `PackageError`."""
     targets = call("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").split()
     lines = []
     for end, names in (("/debian", (suite, f"{suite}-updates")), ("/debian-security", (f"{suite}-security",))):
         if uri := next((uri for uri in targets if uri.rstrip("/").endswith(end)), None):
-            lines += [f"deb [signed-by={KEYRING}] {uri} {name} main\n" for name in names]
+            lines += [f"deb [signed-by={KEYRING}] {uri} {name} {components}\n" for name in names]
     if not lines:
         raise PackageError("apt has no Debian mirror among its sources, and a root file system comes from one")
     return "".join(lines)

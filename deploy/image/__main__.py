@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.command == "kept":
         archive = root.kept()
         print(archive)
-        sys.exit(0 if archive.exists() else 1)
+        sys.exit(0 if root.is_kept(archive) else 1)
     else:
         started(options.image, options.files, options.board, options.folder)
 

@@ -2,11 +2,11 @@
 
     <folder>/<key>.tar.zst     everything but ours; the key is of the packages, the suite and the options below
 
-It takes 10 to 25 minutes, because a foreign processor's programs configure it; so it is made once and kept until the list
-changes, and what is ours (the agent, `overlay/`) is laid over it at each build. Needs root, `mmdebstrap`, `qemu-user-static`.
+It takes 10 to 25 minutes, because a foreign processor's programs configure it; so it is made once and kept for 30 days or
+until the list changes, and what is ours (the agent, `overlay/`) is laid over it at each build. Needs root, `mmdebstrap` and
+`qemu-user-static`.
 """
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deploy import roots
 from edge.errors import AmissError
 
 SUITE, ARCHITECTURE = "trixie", "arm64"
 COMPONENTS = "main non-free-firmware"
 """The second for the files that a Raspberry Pi and its radio start from; nothing else of it is taken."""
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PACKAGES = (
     "systemd-sysv",
     "systemd-timesyncd",
@@ -60,7 +60,6 @@ INITRAMFS = '--customize-hook=chroot "$1" update-initramfs -c -k all'
 """Once and last ($INITRD keeps the kernel's package from it): under emulation it takes longer than anything else."""
 TOOLS = ("mmdebstrap", "qemu-aarch64-static", "mke2fs", "mkfs.vfat", "mcopy", "sfdisk", "zstd", "debugfs", "dpkg", "chroot")
 CURE = "sudo apt-get install -y mmdebstrap qemu-user-static mtools dosfstools fdisk zstd e2fsprogs arch-test"
-BINFMT = Path("/proc/sys/fs/binfmt_misc")
 TIMEOUT_S = 3 * 3600.0
 
 
@@ -87,15 +86,18 @@ def kept(folder: Path | None = None) -> Path:
     return (folder or home()) / f"{SUITE}-{ARCHITECTURE}-{key()}.tar.zst"
 
 
+def is_kept(archive: Path) -> bool:
+    return archive.exists() and time.time() - archive.stat().st_mtime < roots.KEPT_S
+
+
 def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
     """The archive; made when it is not there. Raises `ImageError`."""
     archive = kept(folder)
-    if archive.exists():
+    if is_kept(archive):
         return archive
-    if os.geteuid() != 0:
-        raise ImageError("the image's files belong to root and several others, so only root can make it: sudo make image")
+    roots.root_only("the image's files belong to root and several others")
     need(TOOLS, CURE)
-    emulate()
+    roots.emulate(ARCHITECTURE)
     archive.parent.mkdir(parents=True, exist_ok=True)
     draft = archive.with_name(f".{os.getpid()}.tar")
     say(f"{SUITE} for {ARCHITECTURE} is unpacked and configured under emulation: 10 to 25 minutes, once")
@@ -106,7 +108,7 @@ def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
                 *("mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={ARCHITECTURE}", *options),
                 *(INITRAMFS, f"--include={','.join(PACKAGES)}", SUITE, str(draft), "-"),
             ],
-            stdin=sources(),
+            stdin=roots.sources(SUITE, COMPONENTS),
             # Files of packages have times of their own; all others get this one, by which `disk` knows them again.
             environment={"SOURCE_DATE_EPOCH": str(int(time.time())), "INITRD": "No"},
             show=True,
@@ -117,37 +119,6 @@ def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
     finally:
         draft.unlink(missing_ok=True)
     return archive
-
-
-def sources() -> str:
-    """Where apt gets Debian from on this machine, for the image's suite. It is told on stdin and stands in no file."""
-    targets = run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]).split()
-    lines = []
-    for end, suites in (("/debian", (SUITE, f"{SUITE}-updates")), ("/debian-security", (f"{SUITE}-security",))):
-        uri = next((uri for uri in targets if uri.rstrip("/").endswith(end)), None)
-        if uri is not None:
-            lines += [f"deb [signed-by={KEYRING}] {uri} {suite} {COMPONENTS}\n" for suite in suites]
-    if not lines:
-        raise ImageError("apt has no Debian mirror among its sources, and the image comes from one: build on Debian")
-    return "".join(lines)
-
-
-def emulate() -> None:
-    """Programs for 64-bit Arm run here, also in a chroot. Debian's package sees to it where systemd runs; elsewhere we do."""
-    name = "qemu-aarch64"
-    if (BINFMT / name).exists():
-        return
-    rule = Path(f"/usr/lib/binfmt.d/{name}.conf")
-    with contextlib.suppress(ImageError):
-        if not (BINFMT / "register").exists():
-            run(["mount", "-t", "binfmt_misc", "binfmt_misc", str(BINFMT)])
-    try:
-        (BINFMT / "register").write_text(rule.read_text().strip())
-    except OSError as error:
-        raise ImageError(
-            f"programs for {ARCHITECTURE} cannot be run here ({error.strerror or error}): it takes the kernel's binfmt_misc "
-            f"and qemu-user-static: {CURE}"
-        ) from None
 
 
 def need(tools: Sequence[str], cure: str) -> None:
