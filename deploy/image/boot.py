@@ -95,7 +95,7 @@ class Card:
 
 
 class Wire:
-    """This end of the emulated serial cable. An emulated board is late at times, as no real one is: what is sent waits."""
+    """This end of the emulated serial cable. An emulated board is late at times, more than a real one: what is sent waits."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -126,11 +126,14 @@ class Guest:
                 command, stdin=subprocess.DEVNULL, stdout=None if show else log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + 60
-        while not self._cable.exists():
+        while True:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                self.wire = Wire(self._cable)
+                return
             if self._process.poll() is not None or time.monotonic() > deadline:
+                self._process.kill()
                 raise ImageError(f"qemu-system-aarch64 does not start: {(folder / 'qemu.log').read_text().strip()[-300:]}")
             time.sleep(0.05)
-        self.wire = Wire(self._cable)
 
     def _command(self, folder: Path, show: bool) -> list[str]:
         names = self.card.names()
