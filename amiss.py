@@ -59,7 +59,8 @@ EXTRAS = {
 """Modules that a device does not have, and the extra that brings them."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-ConfigFile = Annotated[Path, typer.Option("--config", help="device.toml.", show_default=False)]
+ConfigFile = Annotated[Path, typer.Option("--config", help="device.toml.")]
+DEVICE = Path("/etc/amiss/device.toml")
 RepositoryFolder = Annotated[Path, typer.Option("--repo", help="Folder of the repository.", show_default=False)]
 DEFAULT_KEYS = [Path("keys")]
 KeyFolders = Annotated[
@@ -705,7 +706,7 @@ def evaluate(
 
 @app.command()
 def run(
-    config: ConfigFile,
+    config: ConfigFile = DEVICE,
     replay: Annotated[
         list[Path] | None, typer.Option(help="Play recordings as though they came from the sensor.", show_default=False)
     ] = None,
@@ -735,7 +736,7 @@ def ask(
     fields: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="stream=pump minutes=60 …", show_default=False)
     ] = None,
-    config: ConfigFile = Path("/etc/amiss/device.toml"),
+    config: ConfigFile = DEVICE,
 ) -> None:
     """Ask the agent that runs on this device for something: the same requests as over MQTT, without a broker.
 
@@ -756,7 +757,7 @@ def ask(
             body[key] = json.loads(value)
         except ValueError:
             body[key] = value
-    answer = put(configs.load(config).state_path(), verb, json.dumps(body).encode())
+    answer = put(configs.load(config).service_path(), verb, json.dumps(body).encode())
     if answer.status == "error":
         raise RefusedError(answer.error)
     print(json.dumps(answer.data, indent=2))
@@ -764,7 +765,7 @@ def ask(
 
 @app.command()
 def rollback(
-    config: ConfigFile = Path("/etc/amiss/device.toml"),
+    config: ConfigFile = DEVICE,
     reason: Annotated[str, typer.Option(help="For whoever asks later.")] = "asked for",
     as_json: Json = False,
 ) -> None:
@@ -777,13 +778,13 @@ def rollback(
 
 
 @app.command()
-def check(config: ConfigFile, as_json: Json = False) -> None:
+def check(config: ConfigFile = DEVICE, as_json: Json = False) -> None:
     """Try what `amiss run` needs to start: configuration, model, state folder, ports and broker."""
     _examine(config, as_json, quick=True)
 
 
 @app.command()
-def doctor(config: ConfigFile, as_json: Json = False) -> None:
+def doctor(config: ConfigFile = DEVICE, as_json: Json = False) -> None:
     """Look at everything that goes wrong on a device, and name the command that mends it. Disturbs no agent that runs."""
     _examine(config, as_json, quick=False)
 
@@ -1281,7 +1282,7 @@ def config_schema() -> None:
 
 
 @config_app.command("check")
-def config_check(config: ConfigFile) -> None:
+def config_check(config: ConfigFile = DEVICE) -> None:
     """Is device.toml valid? Opens nothing but the file itself."""
     from edge import config as configs
 

@@ -29,6 +29,8 @@ Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="lo
 WEEK_H = 168.0
 HOURS = {"hour": 1.0, "day": 24.0, "week": WEEK_H, "month": 730.5}
 MOST_PER_WEEK = 60 * WEEK_H
+SERVICE = Path("/var/lib/amiss")
+"""The state folder that systemd gives to the service."""
 
 
 class StreamConfig(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -259,6 +261,13 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if systemd := environ.get("STATE_DIRECTORY"):
             return Path(systemd.split(":")[0])
         return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "amiss"
+
+    def service_path(self, environ: Mapping[str, str] = os.environ) -> Path:
+        """Where the agent that runs has its things, for who is asked about it by hand. As root that is not root's home: the
+        service has its own."""
+        if not self.state_dir and not environ.get("STATE_DIRECTORY") and os.geteuid() == 0 and SERVICE.is_dir():
+            return SERVICE
+        return self.state_path(environ)
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> DeviceConfig:

@@ -70,7 +70,7 @@ def examine(
         return found if quick else [*found, *machine.examine(host)]
     streams = f"{len(config.streams)} stream{'' if len(config.streams) == 1 else 's'}"
     found = [ok("configuration", f"{path}: {config.node}, {streams}")]
-    folder = _state_folder(config, environ)
+    folder = config.service_path(environ)
     agent = next(iter(host.holders(folder / "outbox.db")), None)
     bundles: list[Bundle] = []
 
@@ -264,14 +264,6 @@ def _versions(bundles: list[Bundle]) -> list[Finding]:
             )
         ]
     return [ok("software", f"{told}; runtimes: {', '.join(usable) or 'none'}")]
-
-
-def _state_folder(config: DeviceConfig, environ: Mapping[str, str]) -> Path:
-    """Where the agent keeps its things. Started by hand as root we would look in root's home: the service has its own."""
-    service = Path("/var/lib/amiss")
-    if not config.state_dir and not environ.get("STATE_DIRECTORY") and os.geteuid() == 0 and service.is_dir():
-        return service
-    return config.state_path(environ)
 
 
 def _state(

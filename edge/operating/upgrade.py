@@ -89,7 +89,7 @@ def roll_back(config: DeviceConfig, reason: str) -> dict[str, Any]:
     """
     if config.update is None:
         raise RefusedError("this device takes no models: there is no section [update] in its configuration")
-    place = config.state_path()
+    place = config.service_path()
     try:
         answer = control.ask(place, "rollback", msgspec.json.encode({"reason": reason}))
     except SinkUnavailableError:

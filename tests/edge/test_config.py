@@ -1,4 +1,6 @@
 import json
+import os
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -96,3 +98,20 @@ def test_state_goes_where_systemd_says_then_where_xdg_says(tmp_path: Path) -> No
     assert config.state_path({"STATE_DIRECTORY": "/var/lib/amiss"}) == Path("/var/lib/amiss")
     assert config.state_path({"XDG_STATE_HOME": "/x"}) == Path("/x/amiss")
     assert load(tmp_path, 'state_dir = "/y"\n' + SMALLEST).state_path({"STATE_DIRECTORY": "/z"}) == Path("/y")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root has a home beside the service's folder")
+def test_root_by_hand_means_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configs.parse(tomllib.loads(configs.EXAMPLE))
+    monkeypatch.setattr(configs, "SERVICE", tmp_path / "none")
+    assert config.service_path({"HOME": "/root"}) == config.state_path({"HOME": "/root"}), "no service was ever here"
+    monkeypatch.setattr(configs, "SERVICE", tmp_path)
+    assert config.service_path({}) == tmp_path
+    assert config.service_path({"STATE_DIRECTORY": "/srv/amiss"}) == Path("/srv/amiss")
+    own = msgspec.structs.replace(config, state_dir="/srv/own")
+    assert own.service_path({}) == Path("/srv/own")
+    os.seteuid(65534)
+    try:
+        assert config.service_path({"XDG_STATE_HOME": "/home/me"}) == Path("/home/me/amiss")
+    finally:
+        os.seteuid(0)
