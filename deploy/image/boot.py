@@ -98,8 +98,13 @@ class Wire:
     """This end of the emulated serial cable. An emulated board is late at times, more than a real one: what is sent waits."""
 
     def __init__(self, path: Path) -> None:
+        """Raises `OSError` when nobody listens there."""
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
+        try:
+            self._socket.connect(str(path))
+        except OSError:
+            self._socket.close()
+            raise
         self._socket.settimeout(LATE_S)
 
     def write(self, data: bytes) -> None:

@@ -231,7 +231,8 @@ def pushed(guest: boot.Guest, broker: Mosquitto, listener: Listener) -> int:
         if (now["step"], now["number"]) == ("idle", 1):
             return True
         if now["step"] == "idle":
-            assert "waits" in now["reason"] or not now["reason"], now["reason"]
+            assert now.get("became", "") not in ("refused", "unfit", "taken back"), now["reason"]
+            time.sleep(2.0)
             (row,) = push(broker.config(), devices=[NODE])
             assert row.answer != "refused", row.error
         return False
