@@ -66,7 +66,7 @@ UNUSED = (
     "*.dist-info/REQUESTED",
     "*.dist-info/direct_url.json",
 )
-"""A third of what the wheels unpack to, and never imported on a device."""
+"""A quarter of what the wheels unpack to, and never imported on a device."""
 
 
 class PackageError(AmissError):
