@@ -219,7 +219,8 @@ def _death(code: int) -> str:
 
 def _limit(order: Order) -> None:
     """From here on nothing that happens can cost the device more."""
-    os.nice(order.nice)
+    with contextlib.suppress(OSError):  # a container may forbid that; the model is tried all the same
+        os.nice(order.nice)
     signal.alarm(max(1, round(order.deadline_s)) + 5)  # should the parent die first
     for kind, limit in (
         (resource.RLIMIT_AS, order.memory_bytes),

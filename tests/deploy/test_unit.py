@@ -138,9 +138,9 @@ for name in open(sys.argv[1]).read().split():
         else:
             assert seccomp.seccomp_rule_add_array(context, ALLOW, number, 0, None) == 0
 assert seccomp.seccomp_load(context) == 0
-sys.argv = ["amiss", *sys.argv[2:]]
-import amiss
-amiss.main()
+import runpy
+sys.argv = sys.argv[2:]
+runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
 
@@ -171,7 +171,7 @@ def agent(folder: Path, filter_: Path) -> subprocess.CompletedProcess[str]:
 
     time_ns = 10**18 + np.arange(400, dtype=np.int64) * 10_000_000
     write_recording(folder / "r.csv", Recording("r.csv", CHANNELS, time_ns, normal(400, seed=3)))
-    arguments = ["score", str(build(folder / "b.amiss")), str(folder / "r.csv"), "--out", str(folder / "s.csv")]
+    arguments = ["amiss", "score", str(build(folder / "b.amiss")), str(folder / "r.csv"), "--out", str(folder / "s.csv")]
     return subprocess.run(
         [sys.executable, "-c", FILTERED, str(filter_), *arguments], capture_output=True, text=True, check=False, timeout=120
     )
@@ -181,6 +181,27 @@ def test_the_model_runs_under_the_filter(tmp_path: Path) -> None:
     done = agent(tmp_path, allowed(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "400 rows" in done.stderr
+
+
+@pytest.mark.parametrize("without", [(), ("setpriority",)])
+def test_a_pushed_model_is_tried_under_the_filter(tmp_path: Path, without: tuple[str, ...]) -> None:
+    """At a lower priority, and at the agent's where somebody forbids that: nothing is recorded yet, and it comes that far."""
+    import msgspec
+    from small_bundle import build
+
+    from edge.updating.trial import Order, Result
+
+    bundle = str(build(tmp_path / "b.amiss"))
+    order = msgspec.json.encode(Order(candidate=bundle, live=bundle, ring=str(tmp_path / "ring")))
+    command = [sys.executable, "-c", FILTERED, str(allowed(tmp_path, *without)), "edge.updating.trial"]
+    done = subprocess.run(command, input=order + b"\n", capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()[-500:]
+    assert msgspec.json.decode(done.stdout.splitlines()[-1], type=Result).stage == "shadow"
+    (tmp_path / "nicer.py").write_text("import os\nos.nice(10)\n")
+    nicer = subprocess.run(
+        [*command[:-1], "nicer"], capture_output=True, check=False, timeout=120, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert (nicer.returncode == 0) == (not without), "the filter is what says so"
 
 
 def test_the_filter_is_really_there(tmp_path: Path) -> None:
