@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-from deploy.image.disk import ALIGN, BOOT_BYTES, SECTOR
+from deploy.image.disk import ALIGN, SECTOR
 from deploy.image.root import ImageError, need, run
 
 Board = Literal["virt", "raspi3b"]
@@ -33,7 +33,6 @@ HOST = "10.0.2.2"
 PORTS: dict[Board, str] = {"virt": "/dev/ttyS0", "raspi3b": "/dev/serial/by-id/usb-QEMU*-port0"}
 """Where a guest finds the emulated adapter."""
 DTB = "bcm2837-rpi-3-b.dtb"
-ROOT_AT = ALIGN + BOOT_BYTES
 
 
 def unpack(image: Path, card: Path) -> None:
@@ -77,21 +76,37 @@ class Card:
         entries = [struct.unpack_from("<II", table, 16 * i + 8) for i in range(4)]
         return [(start * SECTOR, size * SECTOR) for start, size in entries if size]
 
-    def check(self) -> None:
-        """What the next start does with the root file system: replay the journal. Raises `ImageError` if that is not enough."""
-        run(["e2fsck", "-p", f"{self.path}?offset={ROOT_AT}"], good=(0, 1))
-        run(["e2fsck", "-f", "-n", f"{self.path}?offset={ROOT_AT}"])
+    def system(self, to: Path) -> "System":
+        """A copy of the root file system, at most as large as the card."""
+        start, size = self.partitions()[1]
+        where = [f"skip={start // ALIGN}", f"count={size // ALIGN}", "bs=4M", "conv=sparse", "status=none"]
+        run(["dd", f"if={self.path}", f"of={to}", *where])
+        os.truncate(to, size // ALIGN * ALIGN)
+        return System(to)
 
-    def root_bytes(self) -> int:
-        """Of the root file system, by its superblock."""
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A root file system, looked at from outside."""
+
+    path: Path
+
+    def check(self) -> None:
+        """What the next start does: replay the journal. Raises `ImageError` if that is not enough."""
+        run(["e2fsck", "-p", str(self.path)], good=(0, 1))
+        run(["e2fsck", "-f", "-n", str(self.path)])
+
+    def size(self) -> int:
+        """Bytes, by its superblock."""
         with self.path.open("rb") as file:
-            file.seek(ROOT_AT + 1024)
+            file.seek(1024)
             superblock = file.read(1024)
         blocks, log_size = struct.unpack_from("<I", superblock, 4)[0], struct.unpack_from("<I", superblock, 24)[0]
         return int(blocks << (10 + log_size))
 
-    def debugfs(self, request: str) -> str:
-        return run(["debugfs", "-R", request, f"{self.path}?offset={ROOT_AT}"])
+    def ask(self, request: str) -> str:
+        """What debugfs prints: `cat /etc/hostname`, `stat PATH`, `ls -p PATH`."""
+        return run(["debugfs", "-R", request, str(self.path)])
 
 
 class Wire:

@@ -149,9 +149,11 @@ def test_from_the_card_to_the_alert(
 ) -> None:
     shop, times = Shop(tmp_path / "shop", bundle), Times()
     at = card(image, tmp_path)
-    small = at.root_bytes()
+    before = at.system(tmp_path / "before")
+    small = before.size()
     assert at.path.stat().st_size > small + 2**30, "there is something to grow into"
-    assert at.debugfs("cat /etc/machine-id") == "", "no two devices have the same"
+    assert before.ask("cat /etc/machine-id") == "", "no two devices have the same"
+    assert "ssh_host_" not in before.ask("ls -p /etc/ssh")
     config = CONFIG.format(port=boot.PORTS[BOARD], broker=broker.port)
     at.put({"amiss.toml": config.encode(), "pump.amiss": bundle.read_bytes(), "root.json": shop.root.read_bytes()})
 
@@ -198,18 +200,19 @@ def test_from_the_card_to_the_alert(
         listener.wait(lambda heard: availability(listener) == b"offline")
         times.note("offline by its last will, after the plug was pulled", time.monotonic() - guest.started_s)
 
-    at.check()
-    assert len(at.partitions()) == 2
+    after = at.system(tmp_path / "after")
+    after.check()
     start, size = at.partitions()[1]
+    assert len(at.partitions()) == 2
     assert start + size > boot.CARD_BYTES - disk.ALIGN, "the root partition has grown"
-    assert boot.CARD_BYTES - start - disk.ALIGN < at.root_bytes() <= size, "and its file system too"
+    assert size - disk.ALIGN <= after.size() <= size, "and its file system with it"
     assert not {"amiss.toml", "pump.amiss", "root.json", "amiss-error.txt"} & set(at.names()), "taken away"
     assert "README.txt" in at.names()
-    assert re.fullmatch(r"[0-9a-f]{32}\n", at.debugfs("cat /etc/machine-id"))
-    assert at.debugfs("cat /etc/hostname") == f"{NODE}\n"
-    assert at.debugfs("cat /etc/amiss/device.toml") == config
-    assert re.search(r"Mode: +0640 ", at.debugfs("stat /etc/amiss/device.toml"))
-    assert "ssh_host_" not in at.debugfs("ls -p /etc/ssh"), "nobody asked for ssh"
+    assert re.fullmatch(r"[0-9a-f]{32}\n", after.ask("cat /etc/machine-id"))
+    assert after.ask("cat /etc/hostname") == f"{NODE}\n"
+    assert after.ask("cat /etc/amiss/device.toml") == config
+    assert re.search(r"Mode: +0640 ", after.ask("stat /etc/amiss/device.toml"))
+    assert "ssh_host_" not in after.ask("ls -p /etc/ssh"), "nobody asked for ssh"
     with capsys.disabled():
         print(f"\n\n{BOARD}, emulated, from power on:\n{times.table()}\n")
 
@@ -261,7 +264,7 @@ def test_a_wrong_configuration_is_told_on_the_card_and_starts_nothing(
         guest.kill()
     assert "amiss.toml: unknown key `bundel`; did you mean `bundle`?" in at.text("amiss-error.txt", tmp_path)
     assert {"amiss.toml", "pump.amiss"} <= set(at.names()), "to be mended"
-    assert "device.toml" not in at.debugfs("ls -p /etc/amiss")
+    assert "device.toml" not in at.system(tmp_path / "after").ask("ls -p /etc/amiss")
     with capsys.disabled():
         print(
             f"\n\n{BOARD}, emulated, wrong amiss.toml:\n{told:8.0f} s  told on the console\n{up:8.0f} s  everything else runs\n"
