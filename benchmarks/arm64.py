@@ -47,8 +47,9 @@ LITERT = ("litert float32", "litert int8")
 PRECISIONS = ("float32", "int8")
 LEARN_WINDOWS, STEPS = 1500, 2
 """What is learned from says how much a scorer knows; how well the encoder has learned changes no count."""
-BEFORE, COUNTED = 64, 64
-"""Chunks: enough that sensor health and smoothing have begun, and that what is done now and then has its share."""
+COUNTED = 32
+"""Windows, after as many that are not counted: enough that sensor health and smoothing have begun, and that what is done now
+and then has its share."""
 FIGURES = Path(__file__).parents[1] / "tests" / "arm64" / "instructions.json"
 
 
@@ -106,20 +107,22 @@ def agents(folder: Path) -> dict[str, dict[str, Path]]:
 
 def agent_instructions(arm64: Arm64, bundles: Mapping[str, Mapping[str, Path]], processor: str) -> dict[str, dict[str, int]]:
     """Shape → precision → instructions for one window of the agent, fed as it feeds itself in real time."""
-    cases, windows = [], []
+    cases = []
     with tempfile.TemporaryDirectory(prefix="amiss-arm64-") as folder:
         for number, shape in enumerate(SHAPES):
             size = chunk_frames(shape)
-            x = signal(shape, (BEFORE + COUNTED) * size * shape.frame, seed=4)
+            counted = COUNTED * shape.window // 4 // (size * shape.frame)
+            x = signal(shape, 2 * counted * size * shape.frame, seed=4)
             frames = wire.frames(shape, x)
             chunks = [b"".join(frames[at : at + size]) for at in range(0, len(frames), size)]
             Path(folder, str(number)).write_bytes(b"".join(chunks))
             sizes = [len(chunk) for chunk in chunks]
-            for bundle in bundles[shape.name].values():
-                cases.append({"bundle": str(bundle), "frames": f"{folder}/{number}", "chunks": sizes, "before": BEFORE})
-                windows.append(COUNTED * size * shape.frame // (shape.window // 4))
+            cases += [
+                {"bundle": str(bundle), "frames": f"{folder}/{number}", "chunks": sizes, "before": counted}
+                for bundle in bundles[shape.name].values()
+            ]
         marks = arm64.marks(processor, Path(__file__).with_name("arm64_agent.py"), {"cases": cases}, 2 * len(cases))
-    each = iter(np.diff(marks.reshape(-1, 2))[:, 0] / windows)
+    each = iter(np.diff(marks.reshape(-1, 2))[:, 0] / COUNTED)
     return {shape: {precision: round(next(each)) for precision in paths} for shape, paths in bundles.items()}
 
 

@@ -23,6 +23,9 @@ TIME = "it is about how long something takes, and emulated everything takes ten 
 FEW = "a control that needs more examples than are made there"
 HERE = "it is about what is installed on a developer's computer"
 MANY = "a promise that is counted over very many windows, and of numpy alone"
+DAYS = "days of samples, to which the processor adds nothing"
+STARTS = "it starts a process again and again, which takes seconds there; the ways to get a model are run"
+ENOUGH = "it is run on the Cortex-A53, and takes long"
 SIMULATOR = "it is about the simulated machine, which stands on a PC"
 LEFT_OUT = {
     f"{EDGE}/delivery/test_outbox.py::test_a_group_is_on_disk_in_its_time_and_told": TIME,
@@ -42,12 +45,29 @@ LEFT_OUT = {
     f"{EDGE}/updating/test_shadow.py::test_two_good_models_agree": TIME,
     f"{EDGE}/updating/test_shadow.py::test_too_little_is_unknown_and_says_how_much_more": TIME,
     f"{EDGE}/updating/test_shadow.py::test_alarms_": TIME,
+    f"{EDGE}/updating/test_shadow.py::test_a_head_fitted_to_the_recording_keeps_its_promise_on_what_follows": TIME,
     f"{EDGE}/updating/test_shadow.py::test_what_shadow_cannot_see_is_taken_back_on_probation": TIME,
     f"{EDGE}/updating/test_trial.py": TIME,
     f"{EDGE}/updating/test_updater.py::test_who_drips_or_never_ends_takes_a_deadline_and_no_more": TIME,
     f"{EDGE}/updating/test_updater.py::test_the_child_is_held_to_what_it_may_take": TIME,
     f"{EDGE}/updating/test_updater.py::test_a_child_that_goes_wrong_costs_the_agent_nothing": TIME,
     f"{EDGE}/updating/test_updater.py::test_what_a_check_costs": TIME,
+    f"{EDGE}/updating/test_updater.py::test_a_bomb_of_json_stays_in_the_child": STARTS,
+    f"{EDGE}/updating/test_updater.py::test_a_lost_model_is_fetched_again": STARTS,
+    f"{EDGE}/updating/test_updater.py::test_who_asks_for_one_that_is_older_than_what_was_committed_hears_why_not": STARTS,
+    f"{EDGE}/updating/test_updater.py::test_a_replay_brings_nothing_even_with_tufs_folder_wiped_or_zeroed": STARTS,
+    f"{EDGE}/updating/test_updater.py::test_time_is_noted_and_a_clock_set_back_revives_nothing": STARTS,
+    f"{EDGE}/updating/test_tuf_conformance.py::test_downloads_by_the_command_line_itself": STARTS,
+    f"{EDGE}/updating/test_ring.py::test_no_day_writes_more_than_the_budget": DAYS,
+    f"{EDGE}/updating/test_ring.py::test_the_oldest_goes_when_it_is_full_or_too_old": DAYS,
+    f"{EDGE}/updating/test_shadow.py::test_good_models_are_seldom_refused": MANY,
+    f"{EDGE}/scoring/test_alerts.py::test_a_flapping_channel_is_one_alert_and_told_ever_more_rarely": DAYS,
+    f"{EDGE}/scoring/test_alerts.py::test_a_level_shift_that_stays_for_a_week_is_one_alert_and_few_updates": DAYS,
+    f"{EDGE}/scoring/test_alerts.py::test_causes_that_take_turns_are_rationed": DAYS,
+    f"{EDGE}/scoring/test_drift.py::test_a_machine_that_goes_to_and_fro_within_the_time_of_the_reference": DAYS,
+    f"{EDGE}/scoring/test_drift.py::test_an_alarm_that_goes_on_and_off_asks_once": DAYS,
+    f"{EDGE}/scoring/test_drift.py::test_what_still_evolves_is_not_asked_about_before_it_has_stopped": DAYS,
+    f"{EDGE}/scoring/test_drift.py::test_without_its_threshold_normal_running_would_drift": DAYS,
     f"{EDGE}/scoring/test_budget.py::test_what_is_promised_and_what_is_estimated_holds": MANY,
     f"{EDGE}/test_commission.py::test_the_promise_holds_on_windows_that_nobody_was_fitted_on": MANY,
     f"{EDGE}/test_commission.py::test_on_clean_windows_leaving_out_breaks_no_promise": MANY,
@@ -57,8 +77,17 @@ LEFT_OUT = {
     f"{EDGE}/test_weight.py::test_the_device_install_asks_for_nothing_heavy": HERE,
 }
 """What a test's name begins with → why it is not run there."""
+ONCE = {
+    f"{EDGE}/sensing/test_windows.py::test_memory_does_not_grow": ENOUGH,
+    f"{EDGE}/test_pipeline.py::test_faults_gaps_and_anomalies_keep_their_order": ENOUGH,
+    f"{EDGE}/test_pipeline.py::test_drift_and_questions_come_in_the_same_order": ENOUGH,
+    f"{EDGE}/test_pipeline.py::test_a_sensor_that_is_stuck_is_no_drift": ENOUGH,
+    f"{EDGE}/test_pipeline.py::test_a_shift_that_stays_is_one_alert_one_question_and_no_drift": ENOUGH,
+}
+"""The same, of what is run on the Cortex-A53 alone."""
 
 
+FIRST = "cortex-a53"
 LONGEST_S = 1800.0
 
 
@@ -70,14 +99,18 @@ class Done:
     """Test → outcome and CPU seconds."""
 
 
+def left_out(processor: str) -> dict[str, str]:
+    return LEFT_OUT if processor == FIRST else LEFT_OUT | ONCE
+
+
 def run_there(processor: str, paths: list[str]) -> Done:
-    arm64 = find()
+    arm64, out = find(), left_out(processor)
     arm64.packages(*WANTED)
     with tempfile.TemporaryDirectory(prefix="amiss-arm64-") as folder:
         report, not_there = Path(folder, "report.json"), Path(folder, "not-there.json")
-        not_there.write_text(json.dumps(list(LEFT_OUT)))
+        not_there.write_text(json.dumps(list(out)))
         options = ["-p", "emulated", f"--report-to={report}", f"--not-there={not_there}", f"--basetemp={folder}/tmp"]
-        ignored = [f"--ignore={start}" for start in LEFT_OUT if "::" not in start]
+        ignored = [f"--ignore={start}" for start in out if "::" not in start]
         done = subprocess.run(
             [arm64.interpreter(processor), "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *ignored, *paths],
             cwd=ROOT,
@@ -89,8 +122,3 @@ def run_there(processor: str, paths: list[str]) -> Done:
         )
         found = json.loads(report.read_text()) if report.exists() else {}
     return Done(done.returncode, done.stdout + done.stderr, found)
-
-
-def why(name: str) -> str:
-    """It is left out."""
-    return next(reason for start, reason in LEFT_OUT.items() if name.startswith(start))
