@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test arm64 soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers packages dist shellcheck zstd chroots image image-boot qemu-system
+.PHONY: demo test arm64 arm64-all soak check bench bench-detect bench-fleet format clean mosquitto chromium systemd strace postgresql qemu compilers packages dist shellcheck zstd chroots image image-boot qemu-system
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -21,6 +21,10 @@ test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strac
 arm64: $(VENV)/.dev qemu mosquitto  ## the device's tests on emulated small boards: same scores and events, as many instructions as before
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
+
+arm64-all: $(VENV)/.dev qemu mosquitto  ## the same, with what waits for brokers, ports and processes; may take half an hour
+	@$(BIN)/python -m quantize.emulation
+	@AMISS_ARM64=all $(BIN)/python -m pytest tests/arm64
 
 packages: $(VENV)/.dev mosquitto chroots  ## everything of `make dist`, built and tried in Debians of its own: install, upgrade, purge …
 	@$(BIN)/python -m pytest -s tests/packages

@@ -88,7 +88,7 @@ ONCE = {
 
 
 FIRST = "cortex-a53"
-LONGEST_S = 1800.0
+LONGEST_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
