@@ -1,12 +1,15 @@
 """The agent's side, with the real child process: what comes of a repository on a stick, on a web server, at a broker."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
+import queue
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +181,54 @@ def test_from_a_broker(tuf: Tuf, models: Models, tmp_path: Path, version: str) -
         assert updater.check(config(tuf, tmp_path, "mqtt:others", mqtt), FACTS, models).state == "away"
     found = updater.check(settings, FACTS, models)
     assert (found.state, "refused" in found.reason) == ("away", True)
+
+
+@contextlib.contextmanager
+def slow_line(port: int, bytes_per_s: float) -> Iterator[int]:
+    """To this port of this computer; what comes back is slow."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wait: float) -> None:
+        while data := await reader.read(1024):
+            await asyncio.sleep(len(data) * wait)
+            writer.write(data)
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        both = [asyncio.create_task(copy(reader, back, 0.0)), asyncio.create_task(copy(there, writer, 1 / bytes_per_s))]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task, end in zip(both, (writer, back), strict=True):
+                task.cancel()
+                end.close()
+
+    async def serve() -> None:
+        stopped = asyncio.Event()
+        async with await asyncio.start_server(meet, "127.0.0.1", 0) as server:
+            opened.put((server.sockets[0].getsockname()[1], asyncio.get_running_loop(), stopped))
+            await stopped.wait()
+
+    opened: queue.Queue[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))  # which ends what is still copied
+    thread.start()
+    here, loop, stopped = opened.get(timeout=10)
+    try:
+        yield here
+    finally:
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join(10)
+
+
+def test_from_a_broker_on_a_slow_line(tuf: Tuf, models: Models, tmp_path: Path) -> None:
+    """A model is longer on its way than the broker takes to say that there is none."""
+    seconds = 3.0
+    assert seconds > 2 * fetching.MQTT_PATIENCE_S
+    with Mosquitto(tmp_path / "broker") as broker, slow_line(broker.port, len(MODEL) / seconds) as port:
+        publish_retained(broker, tuf)
+        began_s = time.monotonic()
+        install(models, config(tuf, tmp_path, "mqtt:pumps", MqttConfig(host="127.0.0.1", port=port)))
+        assert time.monotonic() - began_s > seconds, "the line was slow"
+        assert models.serve().path.read_bytes() == MODEL
 
 
 @pytest.mark.parametrize(
