@@ -75,6 +75,7 @@ LEFT_OUT = {
     f"{EDGE}/test_weight.py::test_reading_a_recording_takes_nothing_heavy_until_it_is_parquet": PARQUET,
     f"{EDGE}/test_weight.py::test_the_check_would_notice": HERE,
     f"{EDGE}/test_weight.py::test_the_device_install_asks_for_nothing_heavy": HERE,
+    f"{EDGE}/scoring/test_providers.py::test_one_that_computes_is_taken": HERE,
 }
 """What a test's name begins with → why it is not run there."""
 ONCE = {
