@@ -31,17 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    ran, seconds, left_out = Counter[str](), Counter[str](), dict[str, Counter[str]]()
+    ran, seconds, hung, left_out = Counter[str](), Counter[str](), Counter[str](), dict[str, Counter[str]]()
     for report in terminalreporter.getreports("passed"):
         found = dict(report.user_properties)
         if report.when == "call" and "processor" in found:
             processor = str(found["processor"])
             ran[processor] += int(str(found["ran"]))
+            hung[processor] += int(str(found["hung"]))
             seconds[processor] += int(str(found["cpu_s"]))
             left_out.setdefault(processor, Counter()).update(found["left_out"])
     if ran:
         terminalreporter.section("the device's own tests, emulated")
     for processor, n in sorted(ran.items()):
         terminalreporter.write_line(f"{processor}: {n} passed in {seconds[processor]} s of CPU time")
+        if hung[processor]:
+            terminalreporter.write_line(f"    QEMU hung {hung[processor]} times; what it was at was run again")
         for why, count in left_out[processor].most_common():
             terminalreporter.write_line(f"    {count} not run: {why}")

@@ -1,6 +1,6 @@
 """A plugin for the pytest that runs on the emulated processor: few examples of everything, and a report of what was run.
 
-    python -m pytest -p emulated --report-to=FILE.json --not-there=FILE.json …
+    python -m pytest -p emulated --report-to=FILE --not-there=FILE.json …
 
 Loaded with -p, it is there before any test is imported.
 """
@@ -32,8 +32,8 @@ hypothesis.settings = Few  # type: ignore[misc]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--report-to", type=Path)
-    parser.addoption("--not-there", type=Path, help="a JSON list of what of a test's name begins with")
+    parser.addoption("--report-to", type=Path, help="gets a line for each test when it is over")
+    parser.addoption("--not-there", type=Path, help='{"starts": what of a test\'s name begins with, "names": tests}')
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,34 +41,32 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Report:
-    """Test → [outcome, CPU seconds, its children's included]."""
+    """[test, outcome, CPU seconds with its children's], a line each."""
 
     def __init__(self, path: Path, not_there: Path) -> None:
         self._path = path
-        self._not_there = tuple(json.loads(not_there.read_text()))
-        self._found: dict[str, list[Any]] = {}
+        self._not_there = json.loads(not_there.read_text())
+        self._outcome = ""
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         # conftest.py, where a profile is chosen, has been read by now. It holds for what asks for nothing itself.
         few = Few(max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None)
         hypothesis.settings.register_profile("emulated", few)
         hypothesis.settings.load_profile("emulated")
-        out = [item for item in items if item.nodeid.startswith(self._not_there)]
+        starts, names = tuple(self._not_there["starts"]), set(self._not_there["names"])
+        out = [item for item in items if item.nodeid.startswith(starts) or item.nodeid in names]
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in out]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        before = sum(os.times()[:4])
-        found = self._found[item.nodeid] = ["passed", 0.0]
+        before, self._outcome = sum(os.times()[:4]), "passed"
         try:
             return (yield)
         finally:
-            found[1] = round(sum(os.times()[:4]) - before, 2)
+            with self._path.open("a") as file:
+                file.write(json.dumps([item.nodeid, self._outcome, round(sum(os.times()[:4]) - before, 2)]) + "\n")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.outcome != "passed":
-            self._found[report.nodeid][0] = report.outcome
-
-    def pytest_sessionfinish(self) -> None:
-        self._path.write_text(json.dumps(self._found))
+            self._outcome = report.outcome

@@ -1,8 +1,7 @@
 """The device's own tests, by the device's own Python, on the processors of small boards.
 
 Those of what computes run on all of them. On the oldest and most common one sensing and scoring run as a whole, and with
-AMISS_ARM64=all (`make arm64-all`) also what waits for brokers, ports and processes: emulated, on a busy computer, some of that
-does not come to an end. What cannot be run there is in a
+AMISS_ARM64=all (`make arm64-all`) also what waits for brokers, ports and processes, which takes longer and hangs more often. What cannot be run there is in a
 table, and what was run is held against what pytest finds here: a test that is in neither fails.
 """
 
@@ -65,6 +64,7 @@ def test_the_devices_own_tests_pass_there(
     assert passed == wanted - set(reasons), f"neither passed nor left out: {sorted(passed ^ (wanted - set(reasons)))}"
     record_property("processor", processor)
     record_property("ran", len(passed))
+    record_property("hung", done.hung)
     record_property("cpu_s", round(sum(seconds for _, seconds in done.found.values())))
     record_property("left_out", dict(Counter(reasons.values())))
 
@@ -89,6 +89,27 @@ def test_what_fails_there_is_seen(tmp_path: Path) -> None:
         "    assert subprocess.check_output([sys.executable, '-c', code], text=True, env={}) == 'aarch64\\n'\n"
         "def test_skipped():\n    import pytest; pytest.skip('for no reason')\n"
     )
-    done = run_there(FIRST, [str(wrong)])
+    done = run_there(FIRST, [wrong])
     assert done.returncode == 1
     assert [outcome for outcome, _ in done.found.values()] == ["failed", "passed", "skipped"], done.output
+
+
+def test_what_hangs_there_is_begun_again_and_what_had_failed_stays_failed(tmp_path: Path) -> None:
+    """As QEMU does now and then when a program forks."""
+    hangs = tmp_path / "test_hangs.py"
+    hangs.write_text(
+        "import pathlib, threading\n"
+        "def test_before(): assert False\n"
+        "def test_once():\n"
+        "    seen = pathlib.Path(__file__).with_name('seen')\n"
+        "    if not seen.exists():\n"
+        "        seen.touch()\n"
+        "        threading.Event().wait()\n"
+        "def test_behind(): pass\n"
+    )
+    done = run_there(FIRST, [hangs], quiet_s=10.0)
+    assert [outcome for outcome, _ in done.found.values()] == ["failed", "passed", "passed"], done.output
+    assert (done.hung, done.returncode) == (1, 1)
+    hangs.write_text("import threading\ndef test_always(): threading.Event().wait()\n")
+    done = run_there(FIRST, [hangs], quiet_s=10.0)
+    assert (done.hung, done.returncode, done.found) == (2, 1, {})
