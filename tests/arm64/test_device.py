@@ -2,7 +2,7 @@
 
 Those of what computes run on all of them. On the oldest and most common one sensing and scoring run as a whole, and with
 AMISS_ARM64=all (`make arm64-all`) also what waits for brokers, ports and processes, which takes longer and hangs more often.
-What cannot be run there is in a table, and what was run is held against what pytest finds here: a test that is in neither fails.
+What cannot be run there is in a table, and what was run is held against what pytest finds here: a test in neither fails.
 """
 
 import os
