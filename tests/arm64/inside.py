@@ -114,7 +114,7 @@ def left_out(processor: str) -> dict[str, str]:
 
 
 def run_there(processor: str, paths: Sequence[str | Path], quiet_s: float = QUIET_S) -> Done:
-    """QEMU 7.2 hangs in a fork, once in some hundreds. Then what was not over yet is begun again: at most twice."""
+    """QEMU 7.2 can hang in a fork; how often is not measured. Then what was not over yet is begun again: at most twice."""
     find().packages(*WANTED)
     found, output, hung = dict[str, tuple[str, float]](), "", 0
     while True:
