@@ -27,7 +27,7 @@ def jobs(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], "Futu
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those that only wait go last."""
-    items.sort(key=lambda item: "test_device" in item.nodeid)
+    items.sort(key=lambda item: "test_the_devices_own_tests_pass_there" in item.nodeid)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
