@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edge.errors import AccessError, AmissError, CannotCreateError, StorageError
+from edge.errors import AccessError, AmissError, CannotCreateError, DataError, StorageError
 
 _CODE = 0xFF  # the rest of an error code says more than anybody asks for
 
@@ -47,10 +47,10 @@ def check(connection: sqlite3.Connection) -> None:
 
 
 def version(connection: sqlite3.Connection, path: Path, newest: int) -> int:
-    """What wrote it; 0 of a new file. Raises `StorageError` for a newer one than ours, `DamagedError` for none of ours."""
+    """What wrote it; 0 of a new file. Raises `DataError` for a newer one than ours, `DamagedError` for none of ours."""
     found: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if newest < found < 100:  # beyond that it is no version of ours but a damaged header
-        raise StorageError(f"{path}: written by a newer amiss; install that one again or move the file away")
+        raise DataError(f"{path}: written by a newer amiss; install that one again or move the file away")
     if not 0 <= found <= newest:
         raise DamagedError("not a file of ours")
     return found

@@ -3,7 +3,7 @@
     AmissError                  70
     ├── UsageError               2   type the command differently
     ├── GateError                1   a gate did not pass: look at the report
-    ├── DataError               65   mend the recording
+    ├── DataError               65   mend the file, or take the amiss that wrote it
     ├── NoInputError            66   name a file that exists
     ├── BundleError             65   keep the model that works
     ├── UnfitError              65   leave the offer alone: it is for another machine or agent

@@ -160,8 +160,9 @@ class Outbox:
     `durable=False` may take to the disk. `clock` gives epoch nanoseconds, `written` the bytes that the calling thread has
     written so far, None where nobody knows.
 
-    Raises `CannotCreateError` or `AccessError` when there is no place to write to, and `StorageError` when another agent
-    has the file, the disk is full or it fails. Later calls raise only `StorageError`, and then nothing has changed.
+    Raises `CannotCreateError` or `AccessError` when there is no place to write to, `DataError` when a newer amiss wrote it, and
+    `StorageError` when another agent has the file, the disk is full or it fails. Later calls raise only `StorageError`, and
+    then nothing has changed.
     """
 
     def __init__(

@@ -287,7 +287,7 @@ _RESULTS = {
     "start-limit-hit": "it was started too often in too short a time",
 }
 _CODES = {
-    65: "the bundle is damaged, or made for a newer amiss",
+    65: "the bundle or what the agent keeps is damaged, or of a newer amiss",
     66: "a file that the configuration names is not there",
     77: "it has no right to something",
     78: "the configuration is wrong",

@@ -80,10 +80,19 @@ def value(key: str) -> list[str]:
 
 
 def test_what_no_restart_can_cure_is_not_restarted() -> None:
-    from edge.errors import AccessError, BundleError, ConfigError, NoInputError, SinkUnavailableError, StorageError, UsageError
+    from edge.errors import (
+        AccessError,
+        BundleError,
+        ConfigError,
+        DataError,
+        NoInputError,
+        SinkUnavailableError,
+        StorageError,
+        UsageError,
+    )
 
     final = set(map(int, value("RestartPreventExitStatus")[0].split()))
-    assert {kind.exit_code for kind in (UsageError, ConfigError, BundleError, AccessError, NoInputError)} <= final
+    assert {kind.exit_code for kind in (UsageError, ConfigError, BundleError, AccessError, NoInputError, DataError)} <= final
     assert not {kind.exit_code for kind in (SinkUnavailableError, StorageError)} & final
     assert 70 not in final, "a bug may be gone after a restart"
 

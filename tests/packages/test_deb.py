@@ -240,7 +240,7 @@ def test_what_systemd_is_told(fresh: Chroot, made: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("fresh", NATIVE, ids=name, indirect=True)
 def test_the_state_of_a_newer_release_is_not_touched(fresh: Chroot, made: Path) -> None:
-    """What a downgrade may meet. Refused in one line that says what to do, and exit code 74."""
+    """What a downgrade may meet. Refused in one line that says what to do, which exit code 65 makes final."""
     install(fresh, deb(made, fresh.debian, "amd64"))
     fresh.write("/srv/newer.py", "import sqlite3; sqlite3.connect('/srv/state/outbox.db').execute('PRAGMA user_version = 3')")
     (fresh.path / "srv/state").mkdir()

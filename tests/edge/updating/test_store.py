@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge.errors import AmissError, BundleError, NoInputError, StorageError, UnfitError, UsageError
+from edge.errors import AmissError, BundleError, DataError, NoInputError, StorageError, UnfitError, UsageError
 from edge.updating.store import MOST_BAD, MOST_TRIES, RESERVE_BYTES, Model, Models
 
 FACTORY = b"the factory's"
@@ -278,7 +278,7 @@ def test_a_database_that_others_have_written_is_moved_aside(tmp_path: Path) -> N
     with sqlite3.connect(tmp_path / "models/models.db") as connection:
         connection.execute("PRAGMA user_version = 7")
     connection.close()
-    with pytest.raises(StorageError, match="newer amiss"), opened(tmp_path):
+    with pytest.raises(DataError, match="newer amiss"), opened(tmp_path):
         pass
 
 
