@@ -187,6 +187,8 @@ def test_from_the_card_to_the_alert(
             times.note("a better model is pushed, tried and stays", time.monotonic() - guest.started_s)
             assert events(listener, "anomaly_started") == [], "nobody was woken by it"
 
+            resident_bytes = last(listener, "health")["rss"]  # of an agent that has taken a model since it started
+
             injected = time.monotonic()
             running.inject("imbalance")
             alarmed = guest.wait(lambda: bool(events(listener, "anomaly_started")), "the alert", PATIENCE_S)
@@ -214,7 +216,7 @@ def test_from_the_card_to_the_alert(
     assert re.search(r"Mode: +0640 ", after.ask("stat /etc/amiss/device.toml"))
     assert "ssh_host_" not in after.ask("ls -p /etc/ssh"), "nobody asked for ssh"
     with capsys.disabled():
-        print(f"\n\n{BOARD}, emulated, from power on:\n{times.table()}\n")
+        print(f"\n\n{BOARD}, emulated, from power on:\n{times.table()}\n{resident_bytes / 1e6:8.0f} MB resident\n")
 
 
 def offer_better(shop: Shop, folder: Path) -> str:
