@@ -2,7 +2,7 @@
 
     <folder>/<key>.tar.zst     everything but ours; the key is of the packages, the suite and the options below
 
-It takes 10 to 25 minutes, because a foreign processor's programs configure it; so it is made once and kept for 30 days or
+It takes half an hour, because a foreign processor's programs configure it; so it is made once and kept for 30 days or
 until the list changes, and what is ours (the agent, `overlay/`) is laid over it at each build. Needs root, `mmdebstrap` and
 `qemu-user-static`.
 """
@@ -100,7 +100,7 @@ def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
     roots.emulate(ARCHITECTURE)
     archive.parent.mkdir(parents=True, exist_ok=True)
     draft = archive.with_name(f".{os.getpid()}.tar")
-    say(f"{SUITE} for {ARCHITECTURE} is unpacked and configured under emulation: 10 to 25 minutes, once")
+    say(f"{SUITE} for {ARCHITECTURE} is unpacked and configured under emulation: half an hour, once")
     try:
         options = [f"--dpkgopt={line}" for line in LEFT_OUT]
         run(

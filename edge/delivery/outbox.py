@@ -710,7 +710,7 @@ class Backlog:
 def look(path: Path) -> Backlog:
     """Look into the file without touching it: opening it would take its lock, and as root make files of root's.
 
-    Raises `StorageError` when it is damaged or cannot be read.
+    Raises `StorageError` when it is damaged or cannot be read, `DataError` when a newer amiss wrote it.
     """
     with tempfile.TemporaryDirectory(prefix="amiss-outbox-") as folder:
         copy = Path(folder) / "outbox.db"
@@ -720,6 +720,7 @@ def look(path: Path) -> Backlog:
                 shutil.copyfile(f"{path}-wal", f"{copy}-wal")
             with contextlib.closing(sqlite3.connect(copy)) as connection:
                 database.check(connection)
+                database.version(connection, path, _VERSION)
                 waiting, oldest_ns = connection.execute(
                     "SELECT count(*), min(time_ns) FROM record WHERE reason IS NULL"
                 ).fetchone()

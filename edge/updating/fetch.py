@@ -511,7 +511,7 @@ class _MqttSession:
         self._where = f"broker {config.host}:{config.port or (8883 if config.tls else 1883)}"
         self._client: paho.Client | None = None
         self._welcome: Any = None
-        self._confirmed: dict[int, bool] = {}  # packet id of a SUBSCRIBE → whether we may; of an UNSUBSCRIBE
+        self._confirmed: dict[int, bool] = {}  # packet id of a SUBSCRIBE → whether we may; of an UNSUBSCRIBE → True
         self._payloads: dict[str, bytes] = {}
 
     def __enter__(self) -> "_MqttSession":

@@ -141,8 +141,8 @@ class Models:
 
     Any thread may call; `free_bytes` tells how much room the file system of a folder has.
 
-    Raises `CannotCreateError`, `AccessError`, `StorageError`, or `DataError` when a newer amiss wrote it, when it cannot be
-    opened. Later calls raise `StorageError`, and then nothing has changed.
+    Raises `CannotCreateError`, `AccessError` or `StorageError` when it cannot be opened, and `DataError` when a newer amiss
+    wrote it. Later calls raise `StorageError`, and then nothing has changed.
     """
 
     def __init__(

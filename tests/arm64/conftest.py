@@ -45,6 +45,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for processor, n in sorted(ran.items()):
         terminalreporter.write_line(f"{processor}: {n} passed in {seconds[processor]} s of CPU time")
         if hung[processor]:
-            terminalreporter.write_line(f"    QEMU hung {hung[processor]} times; what it was at was run again")
+            terminalreporter.write_line(f"    stood still {hung[processor]} times; what it was at was run again")
         for why, count in left_out[processor].most_common():
             terminalreporter.write_line(f"    {count} not run: {why}")

@@ -106,7 +106,7 @@ class Done:
     found: dict[str, tuple[str, float]]
     """Test → outcome and CPU seconds."""
     hung: int
-    """How often QEMU did."""
+    """How often it stood still: QEMU, or a test."""
 
 
 def left_out(processor: str) -> dict[str, str]:

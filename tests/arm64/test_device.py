@@ -1,7 +1,7 @@
 """The device's own tests, by the device's own Python, on the processors of small boards.
 
 Those of what computes run on all of them. On the oldest and most common one sensing and scoring run as a whole, and with
-AMISS_ARM64=all (`make arm64-all`) also what waits for brokers, ports and processes, which takes longer and hangs more often.
+AMISS_ARM64=all (`make arm64-all`) also what waits for brokers, ports and processes: slower, and QEMU was seen to hang there.
 What cannot be run there is in a table, and what was run is held against what pytest finds here: a test in neither fails.
 """
 

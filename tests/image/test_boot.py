@@ -30,7 +30,7 @@ from edge.sensing.simulate import Machine
 BOARD: boot.Board = "raspi3b" if os.environ.get("BOARD") == "raspi3b" else "virt"
 IMAGE = Path(os.environ.get("IMAGE", ""))
 PATIENCE_S = float(os.environ.get("PATIENCE_S", "900"))
-"""For what has to come some time: an emulated board is some twenty times as slow as a real one, and a busy computer slower."""
+"""For what has to come some time: emulated boards are slow, and on a busy computer slower."""
 NODE, STREAM = "pump-7", "machine"
 CONFIG = """\
 node = "pump-7"
