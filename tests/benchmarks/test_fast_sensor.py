@@ -36,10 +36,10 @@ def test_a_reader_of_its_own_and_what_it_misses(monkeypatch: pytest.MonkeyPatch)
     write = bench.Port.write
 
     def leaky(port: bench.Port, data: bytes, *, wait: bool = True) -> None:
-        write(port, data if np.random.default_rng(len(data)).random() < 0.5 else data[: len(data) // 2], wait=wait)
+        write(port, data[: len(data) // 2], wait=wait)
 
     monkeypatch.setattr(bench.Port, "write", leaky)
-    assert bench.run("amiss", 115_200, 0.5)["lost"] > 0.2, "the control"
+    assert bench.run("amiss", 115_200, 0.5)["lost"] > 0.9, "the control"
 
 
 def test_the_goal_is_judged() -> None:
