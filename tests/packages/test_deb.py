@@ -239,16 +239,20 @@ def test_what_systemd_is_told(fresh: Chroot, made: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fresh", NATIVE, ids=name, indirect=True)
-def test_the_state_of_a_newer_release_is_not_touched(fresh: Chroot, made: Path) -> None:
-    """What a downgrade may meet. Refused in one line that says what to do, which exit code 65 makes final."""
+def test_the_state_of_a_newer_release_is_not_touched(fresh: Chroot, made: Path, device: Path) -> None:
+    """What a downgrade may meet. Refused in one line that says what to do, with the exit code that systemd takes for final."""
     install(fresh, deb(made, fresh.debian, "amd64"))
+    fresh.put(device / "small.amiss", "/srv/small.amiss")
+    config = (
+        'node = "n"\nbundle = "/srv/small.amiss"\nstate_dir = "/srv/state"\n[streams.s]\nport = "/dev/null"\n'
+        'columns = ["vibration", "y", "current", "t", "speed"]\n[mqtt]\nhost = "127.0.0.1"\nport = 1\n'
+    )
+    fresh.write("/etc/amiss/device.toml", config)
     fresh.write("/srv/newer.py", "import sqlite3; sqlite3.connect('/srv/state/outbox.db').execute('PRAGMA user_version = 3')")
     (fresh.path / "srv/state").mkdir()
     fresh.run("python3", "/srv/newer.py")
-    ask = "from pathlib import Path; from edge.delivery.outbox import Outbox"
-    fresh.write("/srv/ask.py", f"{ask}; Outbox(Path('/srv/state/outbox.db'), device='n', boot='b')")
-    said = fresh.run(f"/{LIB}/bin/python3", "/srv/ask.py", code=1)
-    assert "written by a newer amiss; install that one again or move the file away" in said
+    said = fresh.run("amiss", "run", "--config", "/etc/amiss/device.toml", code=65)
+    assert said.endswith("outbox.db: written by a newer amiss; install that one again or move the file away\n"), said
     assert [path.name for path in (fresh.path / "srv/state").iterdir()] == ["outbox.db"], "nothing was moved aside"
     assert (fresh.path / "srv/state/outbox.db").read_bytes()[60:64] == b"\0\0\0\3"
 
