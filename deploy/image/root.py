@@ -91,7 +91,7 @@ def is_kept(archive: Path) -> bool:
 
 
 def made(folder: Path | None = None, say: Say = lambda line: None) -> Path:
-    """The archive; made when it is not there. Raises `ImageError`."""
+    """The archive; made when it is not there. Raises `ImageError`, or `PackageError` where no Debian can be unpacked."""
     archive = kept(folder)
     if is_kept(archive):
         return archive
