@@ -22,7 +22,7 @@ arm64: $(VENV)/.dev qemu mosquitto  ## the device's tests on emulated small boar
 	@$(BIN)/python -m quantize.emulation
 	@$(BIN)/python -m pytest tests/arm64
 
-arm64-all: $(VENV)/.dev qemu mosquitto  ## the same, with what waits for brokers, ports and processes; may take half an hour
+arm64-all: $(VENV)/.dev qemu mosquitto  ## the same, with what waits for brokers, ports and processes; ten minutes
 	@$(BIN)/python -m quantize.emulation
 	@AMISS_ARM64=all $(BIN)/python -m pytest tests/arm64
 
