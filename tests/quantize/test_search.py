@@ -347,7 +347,8 @@ def test_two_processes_share_one_storage(data: Path, tmp_path: Path) -> None:
 
 
 WATCHED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
 def watch(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
         print("NETWORK", event, arguments, file=sys.stderr, flush=True)
