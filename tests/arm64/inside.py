@@ -88,6 +88,7 @@ LEFT_OUT = {
 ONCE = {
     f"{EDGE}/sensing/test_windows.py::test_memory_does_not_grow": ENOUGH,
     f"{EDGE}/test_pipeline.py::test_faults_gaps_and_anomalies_keep_their_order": ENOUGH,
+    f"{EDGE}/test_pipeline.py::test_how_samples_are_split_into_calls_never_changes_the_events": ENOUGH,
     f"{EDGE}/test_pipeline.py::test_drift_and_questions_come_in_the_same_order": ENOUGH,
     f"{EDGE}/test_pipeline.py::test_a_sensor_that_is_stuck_is_no_drift": ENOUGH,
     f"{EDGE}/test_pipeline.py::test_a_shift_that_stays_is_one_alert_one_question_and_no_drift": ENOUGH,

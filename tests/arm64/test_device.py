@@ -26,7 +26,7 @@ ALL = {
 SCORING = ("backends", "calibrate", "ensemble", "evidence", "explain", "memory", "scorers", "smoothing")
 NUMBERS = {
     "what computes": [
-        *(f"{EDGE}/sensing/test_{name}.py" for name in ("decoders", "frames", "windows")),
+        *(f"{EDGE}/sensing/test_{name}.py" for name in ("frames", "windows")),
         *(f"{EDGE}/scoring/test_{name}.py" for name in SCORING),
         f"{EDGE}/test_bundle.py",
         f"{EDGE}/test_pipeline.py",
