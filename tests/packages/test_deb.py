@@ -39,6 +39,15 @@ def of_version(package: Path, version: str, folder: Path) -> Path:
     return other
 
 
+def configure(root: Chroot, port: str, broker_port: int) -> None:
+    """One stream of the small bundle's channels."""
+    root.write(
+        "/etc/amiss/device.toml",
+        f'node = "n"\nbundle = "/srv/small.amiss"\nstate_dir = "/var/lib/amiss"\n[streams.s]\nport = "{port}"\n'
+        f'columns = ["vibration", "y", "current", "t", "speed"]\n[mqtt]\nhost = "127.0.0.1"\nport = {broker_port}\n',
+    )
+
+
 @pytest.fixture(scope="module", params=TRIED, ids=name)
 def installed(request: pytest.FixtureRequest, made: Path, device: Path, tmp_path_factory: pytest.TempPathFactory) -> Chroot:
     target: Target = request.param
@@ -116,11 +125,7 @@ wait $agent
 
 def test_the_agent_runs_from_it(installed: Chroot, mosquitto: Mosquitto, figures: Figures) -> None:
     """On a serial port, against a broker: found well by `amiss check`, online, asked by `amiss ask`, ended in order."""
-    installed.write(
-        "/etc/amiss/device.toml",
-        'node = "n"\nbundle = "/srv/small.amiss"\nstate_dir = "/var/lib/amiss"\n[streams.s]\nport = "/srv/tty"\n'
-        f'columns = ["vibration", "y", "current", "t", "speed"]\n[mqtt]\nhost = "127.0.0.1"\nport = {mosquitto.port}\n',
-    )
+    configure(installed, "/srv/tty", mosquitto.port)
     (installed.path / "var/lib/amiss").mkdir(exist_ok=True)
     compiled = set((installed.path / LIB).rglob("*.pyc"))
     with Listener(mosquitto.port, "amiss/#") as listener:
@@ -243,18 +248,15 @@ def test_the_state_of_a_newer_release_is_not_touched(fresh: Chroot, made: Path, 
     """What a downgrade may meet. Refused in one line that says what to do, with the exit code that systemd takes for final."""
     install(fresh, deb(made, fresh.debian, "amd64"))
     fresh.put(device / "small.amiss", "/srv/small.amiss")
-    config = (
-        'node = "n"\nbundle = "/srv/small.amiss"\nstate_dir = "/srv/state"\n[streams.s]\nport = "/dev/null"\n'
-        'columns = ["vibration", "y", "current", "t", "speed"]\n[mqtt]\nhost = "127.0.0.1"\nport = 1\n'
-    )
-    fresh.write("/etc/amiss/device.toml", config)
-    fresh.write("/srv/newer.py", "import sqlite3; sqlite3.connect('/srv/state/outbox.db').execute('PRAGMA user_version = 3')")
-    (fresh.path / "srv/state").mkdir()
-    fresh.run("python3", "/srv/newer.py")
+    configure(fresh, "/dev/null", 1)
+    state = fresh.path / "var/lib/amiss"
+    state.mkdir()
+    newer = "import sqlite3; sqlite3.connect('/var/lib/amiss/outbox.db').execute('PRAGMA user_version = 3')"
+    fresh.run("python3", "-c", newer)
     said = fresh.run("amiss", "run", "--config", "/etc/amiss/device.toml", code=65)
     assert said.endswith("outbox.db: written by a newer amiss; install that one again or move the file away\n"), said
-    assert [path.name for path in (fresh.path / "srv/state").iterdir()] == ["outbox.db"], "nothing was moved aside"
-    assert (fresh.path / "srv/state/outbox.db").read_bytes()[60:64] == b"\0\0\0\3"
+    assert [path.name for path in state.iterdir()] == ["outbox.db"], "nothing was moved aside"
+    assert (state / "outbox.db").read_bytes()[60:64] == b"\0\0\0\3"
 
 
 # What cannot work is refused before anything is installed.
