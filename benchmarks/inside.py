@@ -176,7 +176,7 @@ def latency(config: Path, shape: Shape) -> dict[str, Any]:
     )
     noted: list[tuple[bytes, int, int]] = []
     _time_puts(agent, lambda payload, done_ns: noted.append((payload, read_ns, done_ns)))
-    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
+    signal.signal(signal.SIGTERM, lambda *_: agent.later(agent.stop))
     agent.run()
     events = [(json.loads(payload), read, done) for payload, read, done in noted]
     return {
@@ -192,7 +192,7 @@ def streams(config: Path, shape: Shape) -> dict[str, Any]:
     agent = Agent(configs.load(config))
     noted: list[tuple[bytes, int]] = []
     _time_puts(agent, lambda payload, done_ns: noted.append((payload, done_ns)))
-    signal.signal(signal.SIGTERM, lambda *_: agent.stop())
+    signal.signal(signal.SIGTERM, lambda *_: agent.later(agent.stop))
     agent.run()
     return {
         "events": [

@@ -16,7 +16,6 @@ it again. The main thread answers requests one at a time, publishes health and l
 import contextlib
 import logging
 import os
-import queue
 import secrets
 import signal
 import threading
@@ -55,6 +54,7 @@ from edge.operating import settings as kept
 from edge.operating.clock import HostClock
 from edge.operating.control import Control
 from edge.operating.episodes import MOST as MOST_EPISODES
+from edge.operating.jobs import Jobs
 from edge.operating.requests import RefusedError, Requests
 from edge.operating.service import Heartbeat, Notifier
 from edge.operating.settings import Learning, Pause, Settings
@@ -113,7 +113,7 @@ class Agent:
         self._cpu: float | None = None
         self._started_s = monotonic()
         self._pauses_s: dict[str, float] = {}  # by stream: when its maintenance is over, on the monotonic clock
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # reentrant, so a signal may put
+        self._jobs = Jobs(monotonic)
         self._place = config.state_path()
         self._home_memory = self._place / "homeassistant.json"
 
@@ -245,7 +245,7 @@ class Agent:
             self._notifier.ready()
             health_due_s = self._monotonic()
             while not self._stopping.is_set() and any(thread.is_alive() for thread in threads):
-                self._work(0.2 if self._once else 1.0)
+                self._jobs.work(0.2 if self._once else 1.0)
                 self.delivery.check()
                 if self._updates is not None:
                     self._updates.check()
@@ -305,7 +305,7 @@ class Agent:
         MqttSink(config.mqtt, config.node).close()
 
     def stop(self) -> None:
-        """Ask `run` to end; safe from a signal handler."""
+        """Ask `run` to end. A signal handler asks for it by `later`: it may have interrupted this very call, and its locks."""
         self._stopping.set()
         for stream in self.streams.values():
             stream.stop()
@@ -333,19 +333,6 @@ class Agent:
             self._status = status
             if late:
                 log.error("%s; under systemd the watchdog will end us", status)
-
-    def _work(self, seconds: float) -> None:
-        """Do what others have asked the main thread for; return when that is done, or after about `seconds`."""
-        until_s = self._monotonic() + seconds
-        try:
-            job = self._jobs.get(timeout=seconds)
-            while True:
-                job()
-                if self._monotonic() >= until_s:
-                    return
-                job = self._jobs.get_nowait()
-        except queue.Empty:
-            pass
 
     def _resume(self) -> None:
         """What was going on when the agent ended."""
@@ -416,7 +403,7 @@ class Agent:
         verb = topics.verb_of(self.node, topic)
         if verb is None or verb == "ack":  # that one is the delivery's own
             return
-        if self._jobs.qsize() >= MOST_JOBS:
+        if len(self._jobs) >= MOST_JOBS:
             self._respond(verb, Response(status="error", error="too many requests at once; ask again later"))
         else:
             self._jobs.put(lambda: self._respond(verb, self._requests.answer(verb, payload)))
@@ -428,7 +415,7 @@ class Agent:
 
     def _wait_for_answer(self, verb: str, payload: bytes, *, local: bool) -> Response:
         """From any thread but the main one."""
-        if self._jobs.qsize() >= MOST_JOBS:
+        if len(self._jobs) >= MOST_JOBS:
             return Response(status="error", error="too many requests at once; ask again later")
         answer: Future[Response] = Future()
         self._jobs.put(lambda: answer.set_result(self._requests.answer(verb, payload, local=local)))
@@ -724,7 +711,7 @@ def run_until_told(load: Callable[[], DeviceConfig], replay: Replay | None = Non
         nonlocal ended
         ended = True
         for agent in running:
-            agent.stop()
+            agent.later(agent.stop)
 
     def look_again(*_: object) -> None:
         for agent in running:

@@ -141,22 +141,6 @@ def test_a_port_that_is_taken_costs_the_page_and_not_the_watch(tmp_path: Path, c
         started._metrics.close()
 
 
-def test_many_jobs_leave_time_for_the_watchdog(tmp_path: Path) -> None:
-    now_s = [0.0]
-    with agent(tmp_path) as started:
-        started._monotonic = lambda: now_s[0]
-        done: list[int] = []
-
-        def slow() -> None:
-            done.append(1)
-            now_s[0] += 10.0
-            started.later(slow)  # whoever asks again and again
-
-        started.later(slow)
-        started._work(1.0)
-        assert len(done) == 1
-
-
 def test_a_start_proves_its_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proven: list[str] = []
     real = Bundle.self_test
