@@ -9,7 +9,7 @@ import io
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,11 @@ LABEL_NAMES = ("label", "anomaly", "changepoint", "window_label")
 PARQUET = ".parquet"
 SUFFIXES = (".csv", ".csv.gz", PARQUET)
 ROWS_PER_PART = 65536
-"""What is read at a time: as text in Python some ten megabytes for each channel."""
+"""What is handed on at a time."""
+ROWS_AS_TEXT = 256
+"""What is text in Python at a time. With more of its objects alive the garbage collector goes over all that a program has,
+again and again: beside torch, reading takes three times as long with 65536.
+"""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TIME_S = 9e9  # the year 2255; in nanoseconds it still fits an int64
@@ -93,12 +97,7 @@ def read_recording(path: Path) -> Recording:
     `DataError`, naming line and column, when it is not a recording, and `ModuleNotFoundError` for Parquet without pyarrow,
     which `amiss` tells with its cure.
     """
-    parts = list(read_parts(path))
-    if len(parts) == 1:
-        return parts[0]
-    label = None if parts[0].label is None else np.concatenate([part.label for part in parts if part.label is not None])
-    time_ns = np.concatenate([part.time_ns for part in parts])
-    return replace(parts[0], time_ns=time_ns, x=np.concatenate([part.x for part in parts], axis=1), label=label)
+    return _joined(list(read_parts(path)))
 
 
 def read_parts(path: Path, rows: int = ROWS_PER_PART, *, raw: bool = False) -> Iterator[Recording]:
@@ -109,9 +108,9 @@ def read_parts(path: Path, rows: int = ROWS_PER_PART, *, raw: bool = False) -> I
     """
     read = _parquet_parts if path.name.lower().endswith(PARQUET) else _csv_parts
     last_ns: int | None = None
-    empty = True
+    ready: list[Recording] = []
+    waiting, empty = 0, True
     for part, place, shown in read(path, rows):
-        empty = False
         if not raw:
             before = part.time_ns[:1] - 1 if last_ns is None else np.array([last_ns])
             backwards = np.flatnonzero(np.diff(np.concatenate([before, part.time_ns])) <= 0)
@@ -121,9 +120,24 @@ def read_parts(path: Path, rows: int = ROWS_PER_PART, *, raw: bool = False) -> I
                 raise DataError(f"{place(at)}: time does not increase ({shown(at)} after {earlier})")
             part.x[np.isinf(part.x)] = np.nan
             last_ns = int(part.time_ns[-1])
-        yield part
+        ready.append(part)
+        empty = False
+        waiting += len(part.time_ns)
+        if waiting + ROWS_AS_TEXT > rows:
+            yield _joined(ready)
+            ready, waiting = [], 0
+    if ready:
+        yield _joined(ready)
     if empty:
         raise DataError(f"{path}: a header but no rows")
+
+
+def _joined(parts: list[Recording]) -> Recording:
+    if len(parts) == 1:
+        return parts[0]
+    label = None if parts[0].label is None else np.concatenate([part.label for part in parts if part.label is not None])
+    time_ns = np.concatenate([part.time_ns for part in parts])
+    return replace(parts[0], time_ns=time_ns, x=np.concatenate([part.x for part in parts], axis=1), label=label)
 
 
 def match_channels(recording: Recording, channels: Sequence[str]) -> Recording:
@@ -142,14 +156,24 @@ def write_recording(path: Path, recording: Recording) -> None:
     if path.name.lower().endswith(PARQUET):
         _write_parquet(path, recording)
         return
+    titles = [f"{name} [{recording.units[name]}]" if name in recording.units else name for name in recording.channels]
+    label = recording.label
+    row = ",".join(["%s", *["%.9g"] * len(titles), *(["%d"] if label is not None else [])])
     with at_once(path) as draft, _open_for_writing(draft, compressed=path.name.lower().endswith(".gz")) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        label = recording.label
-        titles = [f"{name} [{recording.units[name]}]" if name in recording.units else name for name in recording.channels]
-        writer.writerow(["time", *titles, *(["label"] if label is not None else [])])
-        for i in range(len(recording.time_ns)):
-            values = ["" if np.isnan(v) else f"{v:.9g}" for v in recording.x[:, i]]
-            writer.writerow([format_time(int(recording.time_ns[i])), *values, *([int(label[i])] if label is not None else [])])
+        csv.writer(file, lineterminator="\n").writerow(["time", *titles, *(["label"] if label is not None else [])])
+        for at in range(0, len(recording.time_ns), ROWS_AS_TEXT):
+            part = slice(at, at + ROWS_AS_TEXT)
+            columns = [_stamps(recording.time_ns[part]), *recording.x[:, part].tolist()]
+            if label is not None:
+                columns.append(label[part].tolist())
+            lines = "".join(f"{row % cells}\n" for cells in zip(*columns, strict=True))
+            file.write(lines.replace(",nan", ","))  # nothing else in a row can look like it
+
+
+def _stamps(time_ns: Int64) -> list[str]:
+    """As `format_time`, all at once."""
+    texts: list[str] = np.datetime_as_string((time_ns // 1000).astype("datetime64[us]"), timezone="UTC").tolist()
+    return texts
 
 
 def format_time(time_ns: int) -> str:
@@ -216,19 +240,20 @@ def _csv_parts(path: Path, rows: int) -> Iterator[_Part]:
         raise DataError(f"{path}: the file is empty")
     separator = max(",;\t", key=first.count)
     found = _columns(path, next(csv.reader([first], delimiter=separator), []))
+    width = len(found.names)
     reader = csv.reader(lines, delimiter=separator)
     dates: bool | None = None
     while True:
         try:
-            numbered = [(reader.line_num + 1, row) for row in islice((row for row in reader if row), rows)]
+            numbered = [(reader.line_num + 1, row) for row in islice(filter(None, reader), min(rows, ROWS_AS_TEXT))]
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from None
         if not numbered:
             return
-        for number, row in numbered:
-            if len(row) != len(found.names):
-                raise DataError(f"{path}:{number}: {len(row)} values, the header names {len(found.names)}")
         numbers, cells = zip(*numbered, strict=True)
+        if set(map(len, cells)) != {width}:
+            number, row = next((number, row) for number, row in numbered if len(row) != width)
+            raise DataError(f"{path}:{number}: {len(row)} values, the header names {width}")
         columns = list(zip(*cells, strict=True))
         values = [_numbers(columns[i], path, found.names[i], numbers) for i in found.value_at]
         times = columns[found.time_at]
@@ -240,7 +265,6 @@ def _csv_parts(path: Path, rows: int) -> Iterator[_Part]:
         label = None if at is None else _numbers(columns[at], path, found.names[at], numbers)
         part = found.recording(path, time_ns, values, label)
         yield part, lambda i, numbers=numbers: f"{path}:{numbers[i]}", lambda i, times=times: times[i]  # type: ignore[misc]
-        del numbered, row, numbers, cells, columns, times  # or the text of two parts would be in memory at once
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -339,23 +363,22 @@ def _write_parquet(path: Path, recording: Recording) -> None:
 
 def _numbers(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> npt.NDArray[np.float64]:
     """Text → numbers; an empty cell or `nan` is a missing value."""
-    cells = [cell if cell.strip() else "nan" for cell in column]
+    try:
+        return np.array(column, dtype=np.float64)
+    except ValueError:
+        cells = [cell if cell.strip() else "nan" for cell in column]
     try:
         return np.array(cells, dtype=np.float64)
     except ValueError:
-        for line, cell in zip(lines, cells, strict=True):
-            try:
-                float(cell)
-            except ValueError:
-                raise DataError(f"{path}:{line}: column {name}: {cell!r} is not a number") from None
-        raise
+        line, cell = next(item for item in zip(lines, cells, strict=True) if not _reads(float, item[1]))
+        raise DataError(f"{path}:{line}: column {name}: {cell!r} is not a number") from None
 
 
 def _times(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> tuple[Int64, bool]:
     """Epoch seconds or RFC 3339 (a blank instead of the T is fine, no zone means UTC) → nanoseconds, and whether dates."""
-    for line, cell in zip(lines, column, strict=True):
-        if not cell.strip():
-            raise DataError(f"{path}:{line}: column {name}: a row without a time")
+    if not all(map(str.strip, column)):
+        line = next(line for line, cell in zip(lines, column, strict=True) if not cell.strip())
+        raise DataError(f"{path}:{line}: column {name}: a row without a time")
     try:
         seconds = np.array(column, dtype=np.float64)
     except ValueError:
@@ -372,14 +395,25 @@ def _epoch_seconds(seconds: Float64, path: Path, name: str, lines: Sequence[int]
 
 
 def _dates(column: Sequence[str], path: Path, name: str, lines: Sequence[int]) -> Int64:
-    out = np.empty(len(column), np.int64)
-    for i, cell in enumerate(column):
-        try:
-            moment = datetime.fromisoformat(cell.strip())
-        except ValueError:
-            raise DataError(
-                f"{path}:{lines[i]}: column {name}: {cell!r} is neither epoch seconds nor a date like 2026-01-31T12:00:00Z"
-            ) from None
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-        out[i] = (moment - _EPOCH) // timedelta(microseconds=1) * 1000  # whole numbers: a float has no microseconds left
-    return out
+    try:
+        moments = [datetime.fromisoformat(cell.strip()) for cell in column]
+    except ValueError:
+        others = [item for item in zip(lines, column, strict=True) if not _reads(datetime.fromisoformat, item[1].strip())]
+        line, cell = next((item for item in others if not _reads(float, item[1])), others[0])
+        if _reads(float, cell):
+            raise DataError(f"{path}:{line}: the time is {cell!r} here, dates and seconds in one file") from None
+        raise DataError(
+            f"{path}:{line}: column {name}: {cell!r} is neither epoch seconds nor a date like 2026-01-31T12:00:00Z"
+        ) from None
+    since = [(moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH for moment in moments]
+    # Whole numbers: a float has no microseconds left.
+    microseconds = [(past.days * 86_400 + past.seconds) * 1_000_000 + past.microseconds for past in since]
+    return np.array(microseconds, np.int64) * 1000
+
+
+def _reads(kind: Callable[[str], object], cell: str) -> bool:
+    try:
+        kind(cell)
+    except ValueError:
+        return False
+    return True

@@ -5,6 +5,7 @@ import math
 import tempfile
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import CannotCreateError, DataError, NoInputError
+from edge.sensing import recordings
 from edge.sensing.recordings import (
     Recording,
     find_recordings,
@@ -149,6 +151,45 @@ def test_what_is_written_comes_back(data: st.DataObject) -> None:
     assert label is None or (back.label is not None and np.array_equal(back.label, label))
 
 
+@given(st.lists(st.integers(-(10**19) // 2, 9 * 10**18), min_size=1, max_size=20, unique=True))
+def test_stamps_in_a_file_are_those_of_format_time(time_ns: list[int]) -> None:
+    time_ns.sort()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.csv"
+        write_recording(path, Recording("x", ("a",), np.array(time_ns), np.full((1, len(time_ns)), np.nan, np.float32)))
+        rows = path.read_text().splitlines()[1:]
+    assert rows == [f"{format_time(moment)}," for moment in time_ns], "and what is missing is written as nothing"
+
+
+@pytest.mark.parametrize("date", [False, True])
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ("{time},high", "column a: 'high' is not a number"),
+        (",5", "column time: a row without a time"),
+        ("{time},5,6", "3 values, the header names 2"),
+        ("x,5", "column time: 'x' is neither epoch seconds nor a date"),
+        ("{before},5", "time does not increase"),
+    ],
+)
+def test_the_row_is_named_wherever_it_is(tmp_path: Path, cell: str, says: str, date: bool) -> None:
+    def time(i: int) -> str:
+        return format_time(i * 10**9) if date else str(i)
+
+    for at in (0, 255, 256, 700):
+        rows = [f"{time(i)},{i % 7}" for i in range(1, 1001)]
+        rows[at] = cell.format(time=time(at + 1), before=time(at - 1))
+        if at:
+            rows[at - 1] = "\n\n" + rows[at - 1]  # empty lines are skipped, and counted
+        path = tmp_path / "x.csv"
+        path.write_text("\n".join(["time,a", *rows]))
+        if not at and "increase" in says:
+            continue
+        with pytest.raises(DataError) as caught:
+            read_recording(path)
+        assert str(caught.value).startswith(f"{path}:{at + 2 + 2 * bool(at)}: {says}")
+
+
 def test_format_time() -> None:
     assert format_time(1_767_225_600_250_000_999) == "2026-01-01T00:00:00.250000Z"
 
@@ -214,15 +255,16 @@ def test_units_in_the_header_are_units_and_no_part_of_the_name(tmp_path: Path) -
 # In parts.
 
 
-@given(st.integers(1, 7), st.sampled_from(["x.csv", "x.csv.gz", "x.parquet"]))
-@settings(max_examples=20, deadline=None)
-def test_parts_are_the_whole(rows: int, name: str) -> None:
+@given(st.integers(1, 7), st.integers(1, 9), st.sampled_from(["x.csv", "x.csv.gz", "x.parquet"]))
+@settings(max_examples=40, deadline=None)
+def test_parts_are_the_whole(rows: int, as_text: int, name: str) -> None:
     x = np.arange(40, dtype=np.float32).reshape(2, 20)
     whole = Recording(name, ("a", "b"), np.arange(20, dtype=np.int64) * 1000, x, np.arange(20).astype(np.int8) % 2, {"a": "A"})
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, patch.object(recordings, "ROWS_AS_TEXT", as_text):
         write_recording(Path(folder) / name, whole)
         parts = list(read_parts(Path(folder) / name, rows))
-    assert [len(part.time_ns) for part in parts] == [rows] * (20 // rows) + ([20 % rows] if 20 % rows else [])
+    each = rows if name.endswith(".parquet") else rows // min(as_text, rows) * min(as_text, rows)
+    assert [len(part.time_ns) for part in parts] == [each] * (20 // each) + ([20 % each] if 20 % each else [])
     np.testing.assert_array_equal(np.concatenate([part.time_ns for part in parts]), whole.time_ns)
     np.testing.assert_array_equal(np.concatenate([part.x for part in parts], axis=1), x)
     assert all((part.name, part.channels, part.units) == (name, ("a", "b"), {"a": "A"}) for part in parts)
@@ -243,6 +285,8 @@ def test_dates_and_seconds_do_not_mix(tmp_path: Path) -> None:
     path.write_text("time,a\n1,1\n2026-01-01,2\n")
     with pytest.raises(DataError, match=r":3: the time is '2026-01-01' here"):
         list(read_parts(path, 1))
+    with pytest.raises(DataError, match=r":2: the time is '1' here, dates and seconds in one file"):
+        read_recording(path)
 
 
 # Parquet.
