@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -91,7 +92,9 @@ def test_each_kind_of_bad_model_is_stopped_where_it_is_said(device: Path, tmp_pa
     assert (result.verdict, result.stage) == ("refused", bad.stopped_by), result.sentence()
     assert bad.says in " ".join(result.reasons), result.sentence()
     assert not any("\n" in reason for reason in result.reasons)
-    assert result.peak_bytes < 1 << 30
+    # Where it was killed getrusage has the last word, and begins with the size of whoever started it: this process.
+    ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert result.peak_bytes <= max(1 << 30, ours)
 
 
 # Hostile ones. The parent is this process: that the tests go on says that it lives.
