@@ -9,8 +9,10 @@ from edge.bundle import Bundle
 from edge.errors import DataError
 from edge.files import at_once
 from edge.pipeline import Verdicts
-from edge.sensing.recordings import Recording, format_time, match_channels, read_recording
+from edge.sensing.recordings import Recording, format_times, match_channels, read_recording
 from edge.signal import Int64
+
+ROWS_AT_ONCE = 4096
 
 
 def judge_recording(bundle: Bundle, recording: Recording, *, hop: int | None = None) -> Verdicts:
@@ -70,13 +72,18 @@ def score_file(bundle_path: Path, file: Path, out: Path, *, hop: int | None = No
     with at_once(out) as draft, draft.open("w", encoding="utf-8", newline="") as target:
         writer = csv.writer(target, lineterminator="\n")
         writer.writerow(["time", "score", "p_value", "alarm", *bundle.channels])
-        for time_ns, i in zip(recording.time_ns.tolist(), index.tolist(), strict=True):
-            if i < 0:
-                writer.writerow([format_time(time_ns), "", "", "", *([""] * len(bundle.channels))])
-            else:
-                shares = [f"{share:.4f}" for share in verdicts.shares[i]]
-                row = [f"{verdicts.score[i]:.6g}", f"{verdicts.p_value[i]:.6g}", int(verdicts.alarm[i])]
-                writer.writerow([format_time(time_ns), *row, *shares])
+        said = [
+            f"{score:.6g},{p_value:.6g},{alarm:d}," + ",".join(f"{share:.4f}" for share in shares)
+            for score, p_value, alarm, shares in zip(
+                *(column.tolist() for column in (verdicts.score, verdicts.p_value, verdicts.alarm, verdicts.shares)),
+                strict=True,
+            )
+        ]
+        said.append(",,," + "," * (len(bundle.channels) - 1))  # of no window, -1
+        for at in range(0, len(index), ROWS_AT_ONCE):
+            part = slice(at, at + ROWS_AT_ONCE)
+            times = format_times(recording.time_ns[part])
+            target.writelines(f"{time},{said[i]}\n" for time, i in zip(times, index[part].tolist(), strict=True))
     episodes = sum(event.type == "anomaly_started" for event in verdicts.events)
     silent = int((index < 0).sum())
     return f"{out}: {len(index)} rows, {len(verdicts)} windows, {episodes} episode{'' if episodes == 1 else 's'}" + (

@@ -163,23 +163,23 @@ def write_recording(path: Path, recording: Recording) -> None:
         csv.writer(file, lineterminator="\n").writerow(["time", *titles, *(["label"] if label is not None else [])])
         for at in range(0, len(recording.time_ns), ROWS_AS_TEXT):
             part = slice(at, at + ROWS_AS_TEXT)
-            columns = [_stamps(recording.time_ns[part]), *recording.x[:, part].tolist()]
+            columns = [format_times(recording.time_ns[part]), *recording.x[:, part].tolist()]
             if label is not None:
                 columns.append(label[part].tolist())
             lines = "".join(f"{row % cells}\n" for cells in zip(*columns, strict=True))
             file.write(lines.replace(",nan", ","))  # nothing else in a row can look like it
 
 
-def _stamps(time_ns: Int64) -> list[str]:
-    """As `format_time`, all at once."""
-    texts: list[str] = np.datetime_as_string((time_ns // 1000).astype("datetime64[us]"), timezone="UTC").tolist()
-    return texts
-
-
 def format_time(time_ns: int) -> str:
     """Nanoseconds since the epoch → RFC 3339 in UTC with microseconds."""
     seconds, rest = divmod(time_ns, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest // 1000:06d}Z"
+
+
+def format_times(time_ns: Int64) -> list[str]:
+    """As `format_time`, many at once."""
+    texts: list[str] = np.datetime_as_string((time_ns // 1000).astype("datetime64[us]"), timezone="UTC").tolist()
+    return texts
 
 
 def _title(text: str) -> tuple[str, str]:
