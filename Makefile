@@ -14,9 +14,9 @@ help:  ## show this
 demo: $(VENV)/.demo  ## the main job, end to end, without hardware: learn, compress, run on a serial port, alert over MQTT, push models
 	@$(BIN)/amiss demo
 
-# Three at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
+# Four at a time: beside a test that computes there are those that wait for a broker, a port, a page or a process of their own.
 test: $(VENV)/.dev $(VENV)/tflite-runtime/.done mosquitto chromium systemd strace postgresql compilers shellcheck zstd $(VENV)/openvino/.done $(VENV)/cloud-init/.done  ## the whole test suite, against a real Mosquitto and in a real browser
-	@$(BIN)/python -m pytest -n 3 --dist worksteal
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
 arm64: $(VENV)/.dev qemu mosquitto  ## the device's tests on emulated small boards: same scores and events, as many instructions as before
 	@$(BIN)/python -m quantize.emulation

@@ -16,7 +16,7 @@ hypothesis.settings.load_profile("amiss")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes goes first: begun last, it would be waited for by everybody."""
+    """What takes long goes first: begun last, it would be waited for by everybody."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -85,6 +85,7 @@ def offered(number: int, kind: Bad, shop: Shop, listener: Listener, machine: Mac
     raise AssertionError(f"{number}: {progress(listener)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", [FEW, pytest.param(tuple(BAD), marks=soak)])
 def test_no_bad_model_stays_and_the_stream_misses_nothing(
     tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch, kinds: tuple[str, ...]

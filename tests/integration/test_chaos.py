@@ -46,6 +46,7 @@ class Noise:
         return Samples(time_ns, x)
 
 
+@pytest.mark.slow
 def test_everything_goes_wrong_and_nothing_is_lost(tmp_path: Path) -> None:
     out, rest = tmp_path / "out", tmp_path / "rest"
     out.mkdir()

@@ -20,6 +20,7 @@ def demo(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "amiss", "demo", *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_real_pump_recordings_through_serial_port_and_mosquitto(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

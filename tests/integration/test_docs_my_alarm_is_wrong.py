@@ -43,6 +43,7 @@ def command(line: str, config: Path, episode: str) -> list[str]:
     return [sys.executable, "-m", "amiss", *words[1:], *at]
 
 
+@pytest.mark.slow
 def test_every_command_does_what_it_says(tmp_path: Path, bundle: Path, mosquitto: Mosquitto) -> None:
     config, state = tmp_path / "device.toml", tmp_path / "state"
     (tmp_path / "pump.amiss").write_bytes(bundle.read_bytes())

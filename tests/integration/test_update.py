@@ -96,6 +96,7 @@ def push(person: Person, listener: Listener, done: Any, timeout_s: float = 60.0)
     raise AssertionError(f"{progress(listener)}")
 
 
+@pytest.mark.slow
 def test_a_better_model_comes_worse_ones_do_not_and_a_person_takes_it_back(
     tmp_path: Path, mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -362,6 +362,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_the_whole_road_until_it_is_stopped(tmp_path: Path) -> None:
     """Really trained, by the command, which is then interrupted as by Ctrl-C. Nothing goes over the network."""
     write_recording(tmp_path / "normal.csv", simulate(80, seed=1, rate_hz=50))

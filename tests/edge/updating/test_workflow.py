@@ -1,6 +1,7 @@
 """What becomes of an offer: taken, refused or taken back, and what runs meanwhile. Real store; the device is a small class."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -133,8 +134,10 @@ class Pump:
 
 
 @pytest.fixture
-def pump(tmp_path: Path) -> Pump:
-    return Pump(tmp_path)
+def pump(tmp_path: Path) -> Iterator[Pump]:
+    pump = Pump(tmp_path)
+    yield pump
+    pump.models.close()
 
 
 def test_a_better_model_is_tried_runs_on_probation_and_stays(pump: Pump) -> None:
