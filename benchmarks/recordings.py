@@ -12,6 +12,7 @@ import csv
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,12 @@ def main() -> None:
             x = np.random.default_rng(0).normal(size=(channels, chosen.rows)).astype(np.float32)
             made = Recording("x", tuple(f"c{i}" for i in range(channels)), time_ns, x)
             turns: tuple[Callable[[], None], ...] = (
-                lambda made=made: write_recording(text, made),  # type: ignore[misc]
-                lambda: ours(text),
-                lambda: bare(text),
-                lambda channels=channels: numbers(text, channels),  # type: ignore[misc]
-                lambda made=made: write_recording(table, made),  # type: ignore[misc]
-                lambda: ours(table),
+                partial(write_recording, text, made),
+                partial(ours, text),
+                partial(bare, text),
+                partial(numbers, text, channels),
+                partial(write_recording, table, made),
+                partial(ours, table),
             )
             took = np.empty((chosen.rounds, len(turns)))
             for each in took:

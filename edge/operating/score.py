@@ -9,10 +9,8 @@ from edge.bundle import Bundle
 from edge.errors import DataError
 from edge.files import at_once
 from edge.pipeline import Verdicts
-from edge.sensing.recordings import Recording, format_times, match_channels, read_recording
+from edge.sensing.recordings import ROWS_AS_TEXT, Recording, format_times, match_channels, read_recording
 from edge.signal import Int64
-
-ROWS_AT_ONCE = 4096
 
 
 def judge_recording(bundle: Bundle, recording: Recording, *, hop: int | None = None) -> Verdicts:
@@ -79,9 +77,9 @@ def score_file(bundle_path: Path, file: Path, out: Path, *, hop: int | None = No
                 strict=True,
             )
         ]
-        said.append(",,," + "," * (len(bundle.channels) - 1))  # of no window, -1
-        for at in range(0, len(index), ROWS_AT_ONCE):
-            part = slice(at, at + ROWS_AT_ONCE)
+        said.append("," * (2 + len(bundle.channels)))  # of no window, -1
+        for at in range(0, len(index), ROWS_AS_TEXT):
+            part = slice(at, at + ROWS_AS_TEXT)
             times = format_times(recording.time_ns[part])
             target.writelines(f"{time},{said[i]}\n" for time, i in zip(times, index[part].tolist(), strict=True))
     episodes = sum(event.type == "anomaly_started" for event in verdicts.events)

@@ -106,11 +106,11 @@ def read_parts(path: Path, rows: int = ROWS_PER_PART, *, raw: bool = False) -> I
     With `raw` the rows come as they stand in the file: times in any order, infinite values as such. Raises what
     `read_recording` does, for a part when that part is reached.
     """
-    read = _parquet_parts if path.name.lower().endswith(PARQUET) else _csv_parts
+    read, most = (_parquet_parts, rows) if path.name.lower().endswith(PARQUET) else (_csv_parts, min(rows, ROWS_AS_TEXT))
     last_ns: int | None = None
     ready: list[Recording] = []
     waiting, empty = 0, True
-    for part, place, shown in read(path, rows):
+    for part, place, shown in read(path, most):
         if not raw:
             before = part.time_ns[:1] - 1 if last_ns is None else np.array([last_ns])
             backwards = np.flatnonzero(np.diff(np.concatenate([before, part.time_ns])) <= 0)
@@ -123,7 +123,7 @@ def read_parts(path: Path, rows: int = ROWS_PER_PART, *, raw: bool = False) -> I
         ready.append(part)
         empty = False
         waiting += len(part.time_ns)
-        if waiting + ROWS_AS_TEXT > rows:
+        if waiting + most > rows:
             yield _joined(ready)
             ready, waiting = [], 0
     if ready:
@@ -245,7 +245,7 @@ def _csv_parts(path: Path, rows: int) -> Iterator[_Part]:
     dates: bool | None = None
     while True:
         try:
-            numbered = [(reader.line_num + 1, row) for row in islice(filter(None, reader), min(rows, ROWS_AS_TEXT))]
+            numbered = [(reader.line_num + 1, row) for row in islice(filter(None, reader), rows)]
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num + 1}: not CSV: {error}") from None
         if not numbered:

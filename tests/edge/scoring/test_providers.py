@@ -157,7 +157,8 @@ def test_the_doctor_says_whether_it_is_worth_it(times: float, severity: str, mon
 
     def run(self: OnnxBackend, x: np.ndarray) -> backends.Outputs:
         nonlocal runs
-        clock.now += 1e-3 * (30.0 if 10 <= (runs := runs + 1) // 2 < 20 else 1.0)  # for ten pairs something else runs
+        runs += 1
+        clock.now += 0.030 if 20 <= runs < 40 else 0.001  # for ten pairs something else runs
         return real(self, x)
 
     class Far(Off):
